@@ -1,4 +1,4 @@
-"""The two ways in which a run ends that are no bug, and what others' errors say."""
+"""The ways in which a run ends that are no bug, and what others' errors say."""
 
 import errno
 
@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
     status = 2
+
+
+class ReaderKilled(UserError):
+    """A process that reads data was killed: what was trained up to then can be saved."""
 
 
 class Preempted(BaseException):

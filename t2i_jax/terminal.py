@@ -11,10 +11,13 @@ from typing import Any
 
 
 def say(sentence: str) -> None:
-    """Prints a line on stderr, where that can be done."""
+    """Prints a line on stderr, where that can be done; above a progress line where one is shown."""
+    bars = sys.modules.get("tqdm")  # not every command shows one
+    write = print if bars is None else bars.tqdm.write
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(sentence, file=sys.stderr, flush=True)
+            write(sentence, file=sys.stderr)
+            sys.stderr.flush()
 
 
 def forgive() -> None:

@@ -18,7 +18,7 @@ def report(run: pathlib.Path, sweep: bool = False) -> None:
         sweep: Also sample held-out captions over guidance and temperature, for systems with both.
     """
     from t2i_jax import paths, runs
-    from t2i_jax.pixels import save_png
+    from t2i_jax.runs.evaluation import save_sheet
     from t2i_jax.runs.folder import part_folders
     from t2i_jax.runs.report import REPORT, write_report
     from t2i_jax.runs.samples import held_out
@@ -28,7 +28,7 @@ def report(run: pathlib.Path, sweep: bool = False) -> None:
     if sweep:
         paths.folder("run", run)  # where nothing can be written is refused before images are made
         for name, sheet in runs.load(run).sweep(held_out(recipe), recipe.evaluation).items():
-            save_png(run / "samples" / f"{name}.png", sheet)
+            save_sheet(run / "samples" / f"{name}.png", sheet)
     if not write_report(run, recipe, parts=part_folders(run, recipe)):
         sys.exit(UserError.status)
     print(f"written: {run / REPORT}")

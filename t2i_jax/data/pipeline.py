@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,17 @@ from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.sample import HELD_OUT, Prepare
 from t2i_jax.data.share import Share, deal
 from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
-from t2i_jax.errors import UserError
+from t2i_jax.errors import ReaderKilled, UserError
 from t2i_jax.terminal import say
 from t2i_jax.values import Fraction, Range, Seed
 
 ENTRIES = (
     "image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens", *VECTORS
 )  # fmt: skip
+
+
+# how Grain says that a signal has ended one of its processes
+_KILLED = re.compile(r"terminated unexpectedly with exit code -\d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +281,11 @@ class Batches:
         while len(good) < len(self._share.rows):
             try:
                 sample = next(self._reader)
+            except RuntimeError as error:
+                if not _KILLED.search(str(error)):
+                    raise
+                self._reader.close()
+                raise ReaderKilled(_told_of_killed(self._config)) from None
             except StopIteration:
                 self.bad.check(self._seen, self._config.max_bad_rate, done=True)
                 break
@@ -375,6 +385,15 @@ class Batches:
             )
 
 
+def _told_of_killed(config):
+    return (
+        f"a reader process of data.source={config.source!r} was killed, most often because memory "
+        f"ran out; lower data.workers={config.workers} or data.threads={config.threads}, or give "
+        "the machine more memory, and start the same command again: it goes on from the last "
+        "checkpoint."
+    )
+
+
 def _reader(share, prepare, config):
     import grain
 
@@ -387,6 +406,8 @@ def _reader(share, prepare, config):
         # Grain looks at absl's flags, which only programs built on absl parse
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        # of a reader that was killed: Python removes its shared memory by itself, and warns of that
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         options = grain.MultiprocessingOptions(num_workers=config.workers)
         samples = samples.mp_prefetch(options, worker_init_fn=_end_with_parent)
     return samples

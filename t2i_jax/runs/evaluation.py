@@ -10,6 +10,8 @@ import math
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
 from t2i_jax.data.source import has_splits
@@ -26,7 +28,7 @@ from t2i_jax.runs.validation import validate
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import NoOptions, System
 from t2i_jax.terminal import say
-from t2i_jax.train.log import add_metrics, make_folder
+from t2i_jax.train.log import add_metrics, make_folder, make_room
 from t2i_jax.train.loop import Hook
 from t2i_jax.train.stored import chosen_step, last_step
 
@@ -90,7 +92,7 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
         if failed := processes.first_told(failed):
             log.say(f"step {step} has no preview: {failed}")
             return
-        _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
+        save_sheet(log.workdir / "samples" / f"{step:07d}.png", sheet)
         log.scalars(step, metrics)
 
     return (Hook(every, run),)
@@ -133,7 +135,7 @@ def evaluate(
         metrics = {_named(name, samples): value for name, value in found.metrics.items()}
         metrics = {**_validation(recipe, samples, workdir, step), **metrics}
         for name, sheet in found.sheets.items():
-            _save(workdir / "samples" / f"{_named(name, samples)}.png", sheet)
+            save_sheet(workdir / "samples" / f"{_named(name, samples)}.png", sheet)
         if processes.is_first():
             add_metrics(workdir, metrics)
             # a page tells of the run, not of what it is measured with this time
@@ -226,7 +228,9 @@ def _named(name, samples):
     return name.replace("heldout", samples.name)
 
 
-def _save(path, sheet):
+def save_sheet(path: pathlib.Path, sheet: np.ndarray) -> None:
+    """Writes a grid of a run; something else that has its name or its folder's is set aside."""
     if processes.is_first():
         make_folder(path.parent)
+        make_room(path)
         save_png(path, sheet)

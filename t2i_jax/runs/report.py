@@ -95,6 +95,7 @@ def write_report(
         _recipe(recipe),
     ]
     try:
+        make_room(workdir / REPORT)
         with replacing(workdir / REPORT) as path:
             path.write_text(page_of(title, sections), encoding="utf-8", errors="replace")
     except OSError as error:

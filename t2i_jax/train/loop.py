@@ -17,7 +17,7 @@ import jax
 from t2i_jax import heap, paths, sharding
 from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.config import differences, to_dict
-from t2i_jax.errors import Preempted, UserError
+from t2i_jax.errors import Preempted, ReaderKilled, UserError
 from t2i_jax.terminal import say
 from t2i_jax.train import best as bests
 from t2i_jax.train import state as states
@@ -208,7 +208,11 @@ class _Loop:
         queued = None  # metrics of the newest step, which the devices may still be computing
         with Stop() as stop, trace, contextlib.ExitStack() as trained:
             while done < steps:
-                item = self._next_batch(done, queued, stop)
+                try:
+                    item = self._next_batch(done, queued, stop)
+                except ReaderKilled:
+                    self._save_alone(done, state, position)
+                    raise
                 if stop.agreed():
                     self._save_and_stop(done, state, position)
                 batch, position = item
@@ -334,12 +338,22 @@ class _Loop:
         self.measuring.tell_best()
         self.log.store(FILE, self.clock.stored())
 
-    def _save_and_stop(self, done, state, position):
+    def _save_alone(self, done, state, position):
+        """Saves what was trained where the data of this process have ended, unless others, which
+        would have to save too, still train.
+        """
+        if done and jax.process_count() == 1:
+            self._save_all(done, state, position)
+
+    def _save_all(self, done, state, position):
         self._wait_for(state)
         self.measuring.monitoring.finish()
         self._save(done, state, position)
         with self.clock.spent_on("checkpoint"):
             self.checkpoints.wait()
+
+    def _save_and_stop(self, done, state, position):
+        self._save_all(done, state, position)
         raise Preempted(
             f"stopped after step {done}, everything is saved; start the same command again to "
             "resume."

@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 
 import chex
 import numpy as np
@@ -12,7 +15,7 @@ from t2i_jax.data import pipeline
 from t2i_jax.data.crop import crop
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample, Source
-from t2i_jax.errors import UserError
+from t2i_jax.errors import ReaderKilled, UserError
 from t2i_jax.eval.judge_shapes import parse
 
 CONFIG = DataConfig(source="folder:numbered", image_size=4)
@@ -156,6 +159,18 @@ def test_workers_and_threads_do_not_change_a_batch():
     assert len(plain) == len(worked) == 6
     for ours, theirs in zip(plain, worked):
         equal(ours, theirs)
+
+
+def test_a_reader_process_that_is_killed_ends_in_a_sentence():
+    config = DataConfig(source="digits", image_size=8, workers=1, threads=0)
+    stream = batches(config, 4, 0, wants=("caption",))
+    next(stream)
+    [reader] = multiprocessing.active_children()
+    assert reader.pid is not None
+    os.kill(reader.pid, signal.SIGKILL)
+    with pytest.raises(ReaderKilled, match=r"was killed.*; lower data.workers=1 .*start the same"):
+        for _ in range(100_000):
+            next(stream)
 
 
 def processes(rows, states=None):

@@ -3,10 +3,11 @@
 import os
 import types
 
+import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
-from t2i_jax.runs import report, training
+from t2i_jax.runs import evaluation, report, training
 from t2i_jax.train import best
 from tests.runs.test_training import RECIPE
 
@@ -52,6 +53,28 @@ def test_a_pipe_in_the_place_of_a_file_holds_no_run_up(tmp_path, capsys):
     assert "kept as 'commands.jsonl.0'" in capsys.readouterr().err
     assert report.write_report(tmp_path, RECIPE)
     assert "<h2>Commands</h2>" in (tmp_path / report.REPORT).read_text()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dangling link"])
+@pytest.mark.parametrize("name", ["samples/0000006.png", "samples/heldout.png", report.REPORT])
+def test_what_is_in_the_place_of_a_picture_or_the_page_is_set_aside(tmp_path, name, kind, capsys):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if kind == "folder":
+        path.mkdir()
+        (path / "mine").write_text("keep")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    if name == report.REPORT:
+        assert report.write_report(tmp_path, RECIPE)
+    else:
+        evaluation.save_sheet(path, np.zeros((2, 2, 3), np.uint8))
+    kept = path.with_name(f"{path.name}.0")
+    assert path.is_file() and not path.is_symlink() and os.path.lexists(kept)
+    assert kind != "folder" or (kept / "mine").read_text() == "keep"
+    assert f"kept as {kept.name!r}" in capsys.readouterr().err
 
 
 def test_a_file_in_the_place_of_the_vocabulary_is_refused(tmp_path):

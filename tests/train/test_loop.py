@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from t2i_jax import config
-from t2i_jax.errors import UserError
+from t2i_jax.errors import ReaderKilled, UserError
 from t2i_jax.train.background import is_compiling
 from t2i_jax.train.log import WANDB_ID, check_wandb
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
@@ -294,6 +294,19 @@ class _Broken(ToyBatches):
 def test_a_batch_that_does_not_fit_is_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         _fit(tmp_path, batches=_Broken(change))
+
+
+def test_what_was_trained_until_a_reader_process_was_killed_is_saved(uninterrupted, tmp_path):
+    class Killed(ToyBatches):
+        def __next__(self):
+            if self.number == 3:
+                raise ReaderKilled("killed")
+            return super().__next__()
+
+    with pytest.raises(ReaderKilled, match="killed"):
+        _fit(tmp_path, batches=Killed(), save_every=100)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["3"]
+    assert_same_state(_fit(tmp_path), uninterrupted[1])
 
 
 def test_an_error_of_the_data_is_raised_as_it_is(tmp_path):
