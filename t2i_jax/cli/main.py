@@ -121,6 +121,7 @@ def _run(words):
             known = [*found, "--help", *(["--version"] if name == "t2i" else [])]
             raise UserError(f"{word!r} is no command of {name}; {nearest(word, known)}")
         name, found = f"{name} {word}", found[word]
+    _check_folder()
     start_cache()
     command = _function(found)
     # the options of the one are those of the run that is named, the other has commands below it
@@ -176,6 +177,17 @@ def _overview(name, commands):
     lines += ["", f"{name} COMMAND --help tells more about each."]
     lines += ["t2i --version tells the version."] if name == "t2i" else []
     return "\n".join(lines)
+
+
+def _check_folder():
+    """Refuses to start in a folder that was deleted, which no path leads from."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder can't be found ({reason(error)}), as where it was deleted; change "
+            "to another one, and start again."
+        ) from None
 
 
 def start_cache() -> None:

@@ -90,3 +90,12 @@ def test_metrics_that_are_not_finite_are_printed_as_that(tmp_path, monkeypatch, 
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [f"{name}: not finite" for name in ("one", "two", "three")]
     assert lines[3] == "four: 1.235" and lines[4].startswith("done: ")
+
+
+@pytest.mark.parametrize("words", [("train", tiny_imagen.__file__), ("data", "inspect", "shapes")])
+def test_a_current_folder_that_was_deleted_is_one_sentence(tmp_path, monkeypatch, words):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "the current folder can't be found" in refused(*words)
