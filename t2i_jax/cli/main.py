@@ -9,8 +9,10 @@ import errno
 import gc
 import importlib
 import os
+import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 
 from t2i_jax import __version__, heap
@@ -52,9 +54,11 @@ def main(run: Callable[[list[str]], None] | None = None) -> None:
         print(f"t2i: {_cut(str(error))}", file=sys.stderr)
         _leave(error.status)
     except Exception as error:
-        if not is_full(error) and getattr(error, "errno", None) != errno.EROFS:
+        is_unwritten = is_full(error) or getattr(error, "errno", None) == errno.EROFS
+        sentence = _unwritten(error) if is_unwritten else _without_device(error)
+        if sentence is None:
             raise
-        print(f"t2i: {_unwritten(error)}", file=sys.stderr)
+        print(f"t2i: {sentence}", file=sys.stderr)
         _leave(UserError.status)
     except KeyboardInterrupt as error:
         number = getattr(error, "number", signal.SIGINT)
@@ -78,6 +82,17 @@ def _unwritten(error):
     named = "a file" if where is None else shown(where)
     remedy = "free space" if is_full(error) else "look at its disk, or name another place"
     return f"{named} can't be written ({reason(error)}); {remedy}, and start again."
+
+
+def _without_device(error):
+    """A sentence where JAX finds no device of JAX_PLATFORMS; None for any other error."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    frames = traceback.extract_tb(error.__traceback__)
+    # JAX says so, but of cuda, where an assertion fails as it looks for the platform
+    is_of_jax = bool(frames) and pathlib.PurePath(frames[-1].filename).name == "xla_bridge.py"
+    if not asked or not (is_of_jax or "Unable to initialize backend" in str(error)):
+        return None
+    return f"JAX_PLATFORMS={asked!r} has no device here; set it to cpu, or unset it."
 
 
 def alone(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

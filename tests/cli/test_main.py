@@ -1,7 +1,10 @@
 """How the command line starts."""
 
 import errno
+import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import pytest
@@ -35,6 +38,22 @@ def test_a_full_or_read_only_disk_is_one_sentence(error, capsys):
     assert told.endswith(", and start again.\n") and "Errno" not in told
     assert ("free space" in told) != ("name another place" in told)
     assert "'out/000-00.png'" in told or not isinstance(error, OSError)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_without_a_device_is_one_sentence(platform):
+    asks = "from t2i_jax.cli import main; main.main(lambda words: __import__('jax').devices())"
+    done = subprocess.run(
+        [sys.executable, "-c", asks],
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    *_, told = done.stderr.splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert (
+        told == f"t2i: JAX_PLATFORMS={platform!r} has no device here; set it to cpu, or unset it."
+    )
 
 
 @pytest.mark.parametrize("profile", ["10", "15:10", "100:101"])
