@@ -27,7 +27,7 @@ def note(run: pathlib.Path) -> None:
 
 def check(run: pathlib.Path) -> None:
     """Compares a run's vocabulary with its digests, where both are there: runs of before have no
-    digests, and a prior or a decoder can do with the vocabulary of its CLIP.
+    digests, and a system can do with the vocabulary of a part.
 
     Raises:
       UserError: a file is missing, has changed, or was added.

@@ -4,6 +4,7 @@ side.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -466,13 +467,12 @@ def test_several_guidances_are_refused_where_their_table_can_not_be(
     assert f"has '{name}', which is not a f" in said
 
 
-def test_a_report_that_could_not_be_written_is_no_success(run):
-    page = run / "run" / "report.html"
-    inside("report", run / "run")
-    page.unlink()
-    (page / "x").mkdir(parents=True)
+def test_a_report_that_could_not_be_written_is_no_success(run, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("t2i_jax.runs.report.replacing", refused)
     done = inside("report", run / "run", status=2)
-    shutil.rmtree(page)
     assert "report.html can't be written" in done.stderr and "written" not in done.stdout
 
 
