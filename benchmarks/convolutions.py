@@ -64,16 +64,12 @@ def main() -> None:
             _seconds(within, (whole, kernel), usual),
             _seconds(lambda y, k: convolution._turned_around(y, k, 1), (y, kernel), usual),
             _seconds(lambda y, k: convolution._all_taps(y, k, 1), (y, kernel), usual),
-            _seconds(_to_kernel, (whole, y), usual),
+            _seconds(convolution._kernel_in_turn, (whole, y), usual),
             *_of_pytorch(x, kernel, y),
             2 * 9 * images * side**2 * channels * features / rate,
         ]
         told = " | ".join(f"{1e3 * one:.3g}" for one in times)
         print(f"| {images}, {side}, {channels} to {features} | {told} |", flush=True)
-
-
-def _to_kernel(x, y):
-    return convolution._kernel_in_turn(x, y, (3, 3, x.shape[3], y.shape[3]))
 
 
 def _seconds(function, arguments, options):

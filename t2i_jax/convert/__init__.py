@@ -128,21 +128,24 @@ class Weights:
 
 
 def weights(
-    source: Any, fields: Mapping[str, Any], told: Mapping[str, Any] | None = None
+    source: Any,
+    fields: Mapping[str, Any],
+    told: Mapping[str, Any] | None = None,
+    field: str = "weights",
 ) -> Weights:
     """The network of a live module, a state dict or a file; see `from_torch`.
 
     Args:
       fields: those of `from_torch`. told: what is known of the network beside its weights; None:
-        what the source tells.
+        what the source tells. field: what a file was given as, for messages.
     """
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        loaded = torch_io.load(path)
+        loaded = torch_io.load(path, field)
         try:
             return _converted(loaded, None, fields, told, pathlib.Path(path))
         except UserError as error:
-            raise type(error)(f"weights={path!r}: {error}") from error
+            raise type(error)(f"{field}={path!r}: {error}") from error
     if hasattr(source, "state_dict"):
         return _converted(source.state_dict(), source, fields, told)
     return _converted(source, None, fields, told)

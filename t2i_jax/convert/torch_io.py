@@ -46,23 +46,26 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return arrays(plain)
 
 
-def load(path: str | pathlib.Path) -> Any:
+def load(path: str | pathlib.Path, field: str = "weights") -> Any:
     """The contents of a .safetensors, .pt, .pth, .bin, .ckpt or .msgpack file: nothing but tensors
     and plain values, so that no code runs. A file without an ending is read as msgpack, as Flax
     writes.
 
+    Args:
+      field: what the path was given as, for messages.
+
     Raises:
       UserError: no such file, another suffix, or a file that holds more.
     """
-    path = file.check(path, "weights")
+    path = file.check(path, field)
     if path.suffix.lower() == SAFE:
-        return {name: one() for name, one in safetensors_file.readers(path, "weights").items()}
+        return {name: one() for name, one in safetensors_file.readers(path, field).items()}
     if path.suffix.lower() in torch_file.ENDINGS:
-        return torch_file.load(path, "weights")
+        return torch_file.load(path, field)
     kinds = "give .safetensors, .pt, .pth, .bin, .ckpt or .msgpack"
     if path.suffix.lower() in msgpack_file.ENDINGS:
-        return msgpack_file.read(path, "weights", f"fetch it again, or {kinds}")
-    raise UserError(f"weights={str(path)!r} is of an unknown kind; {kinds}.")
+        return msgpack_file.read(path, field, f"fetch it again, or {kinds}")
+    raise UserError(f"{field}={str(path)!r} is of an unknown kind; {kinds}.")
 
 
 def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:

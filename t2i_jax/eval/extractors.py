@@ -327,10 +327,7 @@ _DINO = {384: "vits", 768: "vitb", 1024: "vitl", 1536: "vitg"}  # by their width
 
 def _network(path, kind, field, **fields):
     """The network of a file, which must be of a kind."""
-    try:
-        found = converted(path, fields)
-    except UserError as error:  # which names no option of the user's
-        raise UserError(str(error).replace("weights=", f"{field}=", 1)) from error
+    found = converted(path, fields, field=field)
     if not isinstance(found.model, kind):
         raise UserError(
             f"{field}={os.fspath(path)!r} holds a {type(found.model).__name__}; give "

@@ -73,12 +73,9 @@ def _to_kernel(stride, padding, shape, x, y):
     def on_cpu(x, y):
         x = _padded(x, padding, padding)
         if stride == 1:
-            return _kernel_in_turn(x, y, shape)
-        x = _image_blocks(x, shape[0], stride)
-        blocks = jax.eval_shape(lambda kernel: _kernel_blocks(kernel, stride), like)
-        return jax.linear_transpose(lambda kernel: _kernel_blocks(kernel, stride), like)(
-            _kernel_in_turn(x, y, blocks.shape)
-        )[0]
+            return _kernel_in_turn(x, y)
+        blocks = _kernel_in_turn(_image_blocks(x, shape[0], stride), y)
+        return jax.linear_transpose(lambda kernel: _kernel_blocks(kernel, stride), like)(blocks)[0]
 
     return jax.lax.platform_dependent(x, y, cpu=on_cpu, **_elsewhere(of, shape))
 
@@ -178,9 +175,9 @@ def _all_taps(y_BHWC, kernel_KKIO, padding):
     return _padded(x, -padding, -padding)
 
 
-def _kernel_in_turn(x_BHWC, y_BHWC, shape):
+def _kernel_in_turn(x_BHWC, y_BHWC):
     """The gradient of the kernel without a stride and zeros, on a CPU."""
-    if shape[0] == 1:
+    if x_BHWC.shape[:3] == y_BHWC.shape[:3]:  # a window of one pixel
         return jnp.einsum("bhwi,bhwo->io", x_BHWC, y_BHWC)[None, None]
     # A convolution over the channels with the images as features: its window, which is y, would be
     # larger than the image if the zeros were the convolution's, and without the barrier XLA makes

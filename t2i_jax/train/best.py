@@ -35,17 +35,21 @@ def others_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(entry for entry in _named_as_steps(folder) if not entry.is_dir())
 
 
-def scores(folder: pathlib.Path, metric: str | None = None) -> Mapping[int, float]:
+def scores(
+    folder: pathlib.Path, metric: str | None = None, without: Iterable[int] | None = None
+) -> Mapping[int, float]:
     """The score of each finished step below the folder of checkpoints that has one, without those
     that are `doubtful`.
 
     Args:
       metric: whose scores, such as `validation_of`; None: that of the newest step with a score, as
         a run may go on by another metric, whose scores are no match for those before.
+      without: the steps that are `doubtful`, where they are known; None: they are looked for.
     """
+    without = doubtful(folder) if without is None else without
     found: dict[int, dict[str, float]] = {}
     later = _read(folder.with_name(_LATER))
-    for step in sorted({*steps_in(folder)} - {*doubtful(folder)}):
+    for step in sorted({*steps_in(folder)} - {*without}):
         name = str(step)
         entry = later.get(name)
         added = _entry(entry if isinstance(entry, dict) else {SCORE: entry})

@@ -102,8 +102,8 @@ class Checkpoints:
             if metric and is_of is not None:
                 with self.full_disk_refused():
                     processes.once(lambda: bests.adopt(self.folder, metric, is_of))
-        self._scores = dict(bests.scores(self.folder, metric))
         self._doubtful = bests.doubtful(self.folder)
+        self._scores = dict(bests.scores(self.folder, metric, self._doubtful))
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = self._relisting(
             lambda: self._open(read_only=True, multiprocessing_options=alone)
@@ -463,7 +463,7 @@ class Checkpoints:
           UserError: none has a score that can be trusted.
         """
         doubtful = bests.doubtful(self.folder)
-        found = bests.scores(self.folder, self._metric)
+        found = bests.scores(self.folder, self._metric, doubtful)
         best = bests.best_of({n: s for n, s in found.items() if n in known})
         steps = ", ".join(map(str, known))
         if best is None and doubtful:
