@@ -16,8 +16,8 @@ import numpy as np
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
-from t2i_jax.nn.attention import MASKED, attend_with_bias
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.dot_product import MASKED, attention
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         if self.dropout and not deterministic:
             out = self._dropped_out(q, k[:, :, 0], v[:, :, 0], bias_HNK)
         else:
-            out = attend_with_bias(q, k, v, bias_HNK)
+            out = attention(q, k, v, bias_HQK=bias_HNK, scale=1.0)
         out = Dense(self.dim, ("heads", "embed"), False, self.dtype, name="to_out")(
             out.reshape(B, N, inner)
         )

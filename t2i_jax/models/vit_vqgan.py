@@ -19,7 +19,6 @@ from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.lfq_or_vq import ALIASES, LfqOrVq
 from t2i_jax.nn import limits, quantize
 from t2i_jax.nn.activation import gelu
-from t2i_jax.nn.attention import add_to_all, attend_with_bias
 from t2i_jax.nn.conv import (
     Dense,
     Depthwise,
@@ -30,6 +29,7 @@ from t2i_jax.nn.conv import (
     uniform_fan_in,
     unpatchify,
 )
+from t2i_jax.nn.dot_product import add_to_all, attention
 from t2i_jax.nn.implicit_patch import ImplicitPatch
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT
@@ -74,9 +74,7 @@ class Attention(nn.Module):
             boxed(nn.initializers.normal(1.0), None, "heads"),
             ((2 * size - 1) ** 2, self.heads),
         )
-        out = attend_with_bias(q * self.dim_head**-0.5, k, v, _spread(bias, size)).reshape(
-            batch, size, size, inner
-        )
+        out = attention(q, k, v, bias_HQK=_spread(bias, size)).reshape(batch, size, size, inner)
         return Dense(self.dim, ("heads", "embed"), name="to_out", bias=False, dtype=self.dtype)(out)
 
 

@@ -9,36 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.dot_product import MASKED, add_to_all, attention
 from t2i_jax.nn.fused_attention import attend, attend_to
 from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
-
-MASKED = -1e30  # a masked score: the softmax turns it into exactly 0
-
-
-@jax.custom_vjp
-def add_to_all(x: Array, bias: Array) -> Array:
-    """x + bias, where bias has all axes of x but the first (the batch), whose rows it is added to.
-
-    Its gradient is a sum over the batch, which XLA on a CPU takes twenty times as long for as for
-    this product.
-    """
-    return x + bias
-
-
-def _add_forward(x, bias):
-    return x + bias, None
-
-
-def _add_backward(_, gradient):
-    ones_1B = jnp.ones((1, gradient.shape[0]), gradient.dtype)
-    total = jnp.matmul(ones_1B, gradient.reshape(gradient.shape[0], -1), precision="highest")
-    return gradient, total.reshape(gradient.shape[1:])
-
-
-add_to_all.defvjp(_add_forward, _add_backward)
 
 
 def attend_where(
@@ -53,28 +29,18 @@ def attend_where(
     q, k, v = (constrain(t, "batch", "length", "heads", None) for t in (q_BNHD, k_BNHD, v_BNHD))
     if mask_BN is None:
         return attend(q, k, v, causal)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask_BN[:, None, None], is_causal=causal)
+    length = q.shape[1]
+    return attention(q, k, v, _seen(mask_BN[:, None, None], causal, length, length))
 
 
-def attend_with_bias(q_BQHD: Array, k_BKHD: Array, v_BKHD: Array, bias_HQK: Array) -> Array:
-    """softmax(q k + bias) v, (B, Q, heads, D); the softmax is float32, q comes scaled.
-
-    On a CPU XLA makes one slow piece of scores, softmax and sum; barriers keep them apart.
+def _seen(mask, causal, queries, keys):
+    """What a query sees: a mask, broadcastable to (B, heads, Q, K), or None for all; `causal`: of
+    that the positions up to its own.
     """
-    apart = jax.lax.optimization_barrier
-    q_BHQD, k_BHKD, v_BHKD = (t.swapaxes(1, 2) for t in (q_BQHD, k_BKHD, v_BKHD))
-    scores_BHQK = apart(
-        jnp.matmul(q_BHQD, k_BHKD.swapaxes(2, 3), preferred_element_type=jnp.float32)
-    )
-    scores_BHQK = add_to_all(scores_BHQK, bias_HQK)
-    top_BHQ1 = jax.lax.stop_gradient(jnp.max(scores_BHQK, axis=-1, keepdims=True))
-    e_BHQK = apart(jnp.exp(scores_BHQK - top_BHQ1))
-    total_BHQ1 = jnp.sum(e_BHQK, axis=-1, keepdims=True)
-    out_BHQD = (
-        jnp.matmul(e_BHQK.astype(v_BHKD.dtype), v_BHKD, preferred_element_type=jnp.float32)
-        / total_BHQ1
-    )
-    return out_BHQD.swapaxes(1, 2).astype(v_BKHD.dtype)
+    if not causal:
+        return mask
+    before_QK = jnp.tril(jnp.ones((queries, keys), bool))[None, None]
+    return before_QK if mask is None else mask & before_QK
 
 
 class MultiHeadAttention(nn.Module):
@@ -126,9 +92,8 @@ class MultiHeadAttention(nn.Module):
         elif mask is not None and mask.shape[1:3] == (1, 1) and not causal:
             out_BQHD = attend_to(q_BQHD, k_BKHD, v_BKHD, mask[:, 0, 0], _masked, scale=None)
         else:
-            out_BQHD = jax.nn.dot_product_attention(
-                q_BQHD, k_BKHD, v_BKHD, mask=mask, is_causal=causal
-            )
+            seen = _seen(mask, causal, q_BQHD.shape[1], k_BKHD.shape[1])
+            out_BQHD = attention(q_BQHD, k_BKHD, v_BKHD, seen)
         out_BQHD = constrain(out_BQHD, "batch", "length", "heads", None)
         return self.out(out_BQHD.reshape(*x_BQC.shape[:-1], -1))
 
@@ -152,7 +117,7 @@ class MultiHeadAttention(nn.Module):
 
 
 def _masked(q_BQHD, k_BKHD, v_BKHD, mask_BK):
-    return jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, mask=mask_BK[:, None, None])
+    return attention(q_BQHD, k_BKHD, v_BKHD, mask_BK[:, None, None])
 
 
 class MultiQueryAttention(nn.Module):

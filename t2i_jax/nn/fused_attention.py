@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from t2i_jax import sharding
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.query_blocks import by_queries
 from t2i_jax.types import Array
 
@@ -123,9 +124,7 @@ def _plain(q_BNHD, k_BNHD, v_BNHD, causal):
 
     def attend(q, first):
         seen = first + jnp.arange(q.shape[1])[:, None] >= jnp.arange(length) if causal else None
-        return jax.nn.dot_product_attention(
-            q, k_BNHD, v_BNHD, mask=None if seen is None else seen[None, None]
-        )
+        return attention(q, k_BNHD, v_BNHD, None if seen is None else seen[None, None])
 
     return (
         attend(q_BNHD, 0) if sharding.ways("sequence") > 1 else by_queries(attend, q_BNHD, length)

@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 
 from t2i_jax.errors import UserError
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.types import Array
 
 
@@ -76,9 +77,9 @@ class GridWindow:
 
         padded = jnp.pad(q_BNHD, ((0, 0), (0, last), (0, 0), (0, 0)))
         mask = jnp.tile(self._mask(rows), (len(q_BNHD), 1, 1))[:, None]
-        out = jax.nn.dot_product_attention(
+        out = attention(
             rearrange(padded, "b (r c) h d -> (b r) c h d", c=side),
-            keys(k_BNHD), keys(v_BNHD), mask=mask,
+            keys(k_BNHD), keys(v_BNHD), mask,
         )  # fmt: skip
         return rearrange(out, "(b r) c h d -> b (r c) h d", r=rows)[:, :length]
 

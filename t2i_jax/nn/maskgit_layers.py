@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
-from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.fused_attention import attend_to
 from t2i_jax.nn.multi_axis import MultiAxis
 from t2i_jax.nn.parameter import parameter
@@ -97,11 +97,8 @@ def _attend(q_BQHD, k_BKHD, v_BKHD, mask_BK):
 
 
 def _plain(q_BQHD, k_BKHD, v_BKHD, seen_BK=None):
-    scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
-    if seen_BK is not None:
-        scores = jnp.where(seen_BK[:, None, None], scores, MASKED)
-    weights = nn.softmax(scores).astype(v_BKHD.dtype)
-    return jnp.einsum("BHQK,BKHD->BQHD", weights, v_BKHD)
+    seen = None if seen_BK is None else seen_BK[:, None, None]
+    return attention(q_BQHD, k_BKHD, v_BKHD, seen, scale=1.0)
 
 
 def _along(axes, q_BNHD, k_BKHD, v_BKHD, mask_BK):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, channel_norm, depthwise, depthwise_init
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.fused_attention import cudnn, cudnn_takes
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
@@ -53,8 +54,7 @@ def _attend(q_BQHD, k_BKGD, v_BKGD):
         return jnp.einsum(
             "BQHK,BKD->BQHD", nn.softmax(scores).astype(v_BKGD.dtype), v_BKGD[:, :, 0]
         )
-    scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKGD, preferred_element_type=jnp.float32)
-    return jnp.einsum("BHQK,BKHD->BQHD", nn.softmax(scores).astype(v_BKGD.dtype), v_BKGD)
+    return attention(q_BQHD, k_BKGD, v_BKGD, scale=1.0)
 
 
 def linear_attend(q_BQHD: Array, k_BKHD: Array, v_BKHD: Array) -> Array:

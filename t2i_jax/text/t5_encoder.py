@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
-from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import layer_fields
 from t2i_jax.types import Array
@@ -134,12 +133,8 @@ class T5Layer(nn.Module):
         def split(y):
             return y.reshape(*y.shape[:-1], self.heads, self.dim_head)
 
-        scores_BHQK = jnp.einsum(
-            "BQHD,BKHD->BHQK", split(q), split(k), preferred_element_type=jnp.float32
-        )
-        scores_BHQK = jnp.where(mask_BL[:, None, None, :], scores_BHQK + bias_HQK, MASKED)
-        weights_BHQK = jax.nn.softmax(scores_BHQK, axis=-1).astype(self.dtype)
-        out_BQHD = jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, split(v))
+        seen = mask_BL[:, None, None]
+        out_BQHD = attention(split(q), split(k), split(v), seen, bias_HQK, scale=1.0)
         return self._dense(self.dim, "out", ("heads", "embed"), inner**-0.5)(
             out_BQHD.reshape(*x_BLC.shape[:-1], inner)
         )
