@@ -6,7 +6,7 @@ Alignment, and the share of right shapes in their colours, of the whole; of capt
 set; of a decoder that is given the embeddings of true held-out images in place of the prior's; of
 other images' embeddings beside the captions; of variations, which are given the embeddings of true
 images and no captions, of held-out images, of those of the training set and of held-out images of
-one object; and of the second stage alone, behind true small images.
+one object, and of those that begin with the noise that leads to their image; and of the second stage alone, behind true small images.
 Last, how well a linear classifier reads the form of one object from CLIP's embeddings.
 """
 
@@ -55,6 +55,14 @@ def main() -> None:
     row("embeddings of other images", captions, images=list(np.roll(images, 1, axis=0)))
     row("embeddings of the true images, no captions", captions, False, images=list(images))
     row("the same of the training set", seen, False, images=list(shown))
+    for eta in (0.1, 0.2, 0.3):
+        began = dict(images=list(images), eta=eta, guidance=1.0)
+        row(
+            f"embeddings and noise of the true images, eta={eta}, no captions",
+            captions,
+            False,
+            **began,
+        )
     alone = [i for i, told in enumerate(captions) if "small" in told or "large" in told]
     one = {"images": [images[i] for i in alone]}
     row("the same of one held-out object", [captions[i] for i in alone], False, **one)

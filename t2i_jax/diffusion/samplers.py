@@ -167,6 +167,31 @@ def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
     return step
 
 
+def inverted(denoise: Denoise, noise: Noise, x_BHWC: Array, levels: Array) -> Array:
+    """The noise (B, H, W, C) from which `ddim` with `eta` 0 comes to these images again: its steps,
+    taken upwards (Song et al. 2021, section 4.3).
+
+    A clean image has no noise to go along: the first step takes what the network sees in it at the
+    level above.
+
+    Args:
+      denoise: as of `ddim`, without guidance and thresholds, which no step upwards undoes.
+      x_BHWC: clean images. levels: those of the way down, falling.
+    """
+
+    def up(state, ends):
+        now, after = ends
+        level = jnp.where(now > 0, now, after)
+        x0 = _estimate(denoise, state, level)
+        (alpha, sigma), (alpha_after, sigma_after) = _scales(noise, level), _scales(noise, after)
+        eps = (state.x_BHWC - alpha * x0) / sigma
+        return State(alpha_after * x0 + sigma_after * eps, x0), None
+
+    first = State(x_BHWC.astype(jnp.float32), jnp.zeros(x_BHWC.shape, jnp.float32))
+    state, _ = jax.lax.scan(up, first, (levels[:0:-1], levels[-2::-1]))
+    return state.x_BHWC
+
+
 def heun(
     denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int | None = None
 ) -> Step:

@@ -13,7 +13,16 @@ from t2i_jax.diffusion.denoiser import denoiser
 from t2i_jax.diffusion.draws import gaussian, injected
 from t2i_jax.diffusion.guidance import guide
 from t2i_jax.diffusion.noise import Ddpm, Edm, karras
-from t2i_jax.diffusion.samplers import Churn, ancestral, ddim, dpm_solver, heun, sample, start
+from t2i_jax.diffusion.samplers import (
+    Churn,
+    ancestral,
+    ddim,
+    dpm_solver,
+    heun,
+    inverted,
+    sample,
+    start,
+)
 from t2i_jax.diffusion.threshold import dynamic
 from t2i_jax.errors import UserError
 from tests.diffusion.gaussian import DEVIATION, MEAN, carried, exact
@@ -110,6 +119,25 @@ def test_ddim_with_eta_1_is_ancestral_until_the_last_level(noise):
 
     a, b = run(_keys(1))
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_inverted_ddim_finds_the_noise_that_leads_to_an_image(noise):
+    x = np.linspace(-0.9, 0.9, 16, dtype=np.float32).reshape(1, 4, 4, 1)
+
+    @jax.jit
+    def run(x):
+        levels = noise.level_at(jnp.exp(jnp.linspace(jnp.log(40.0), -3.5, 256)))
+        levels = jnp.append(levels, 0.0)
+        begun = inverted(exact(noise), noise, x, levels)
+        again = sample(ddim(exact(noise), noise), begun, levels, injected(jnp.zeros((1, *x.shape))))
+        return begun, carried(noise, x, jnp.float32(0.0), levels[0]), again
+
+    begun, expected, again = run(x)
+    # Steps of order 1, 256 each way, whose errors add up on the way back.
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(begun, expected, atol=0.02 * scale)
+    np.testing.assert_allclose(again, x, atol=0.03)
 
 
 def test_one_step_to_level_0_is_the_estimate_itself():

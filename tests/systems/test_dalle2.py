@@ -153,9 +153,29 @@ def test_images_become_images(dalle2):
     np.testing.assert_array_equal(told, dalle2.generate(CAPTIONS[1], images=one, **QUICK))
 
 
+def test_variations_begin_with_the_noise_that_leads_to_their_image(dalle2):
+    images = [image + 40 * np.eye(16, dtype=np.uint8)[..., None] for image in IMAGES]
+    settings = {"guidance": 1.0, "steps": 25}
+    free, back, other = (
+        dalle2.variations(images, **settings, **own)
+        for own in ({}, {"eta": 0.0}, {"eta": 0.0, "seed": 3})
+    )
+    np.testing.assert_array_equal(back, other)  # nothing is drawn
+    off, far = (np.abs(made.astype(int) - np.stack(images)).mean() for made in (back, free))
+    assert off < 0.2 * far, (off, far)
+    of_decoder = dalle2.decoder.generate(images=images, eta=0.0, **settings)
+    np.testing.assert_array_equal(of_decoder, back)
+    given = dalle2.generate(images=IMAGES, init_images=images[0], eta=0.0, **settings)
+    assert np.abs(given.astype(int) - images[0]).mean() < 0.2 * far
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
+        ({"prompts": CAPTIONS, "eta": 0.5}, "^eta=0.5 is nothing without init_images or images"),
+        ({"images": IMAGES, "eta": 1.5}, r"^eta=1.5 is outside \[0, 1\]"),
+        ({"images": IMAGES, "eta": 0.5, "sampler": "heun"}, "^eta=0.5 is of the sampler 'ddim'"),
+        ({"images": IMAGES, "other_images": IMAGES, "eta": 0.5}, "^eta=0.5 begins with the noise"),
         ({"prompts": CAPTIONS, "negative_prompts": CAPTIONS[:1]}, "has 1 caption for 2 prompts"),
         ({"prompts": CAPTIONS, "negative_prompts": (CAPTIONS[0],)}, "has 1 caption for 2 prompts"),
         ({"prompts": CAPTIONS, "init_images": np.zeros((3, 8, 8, 3), np.uint8)},

@@ -32,6 +32,10 @@ class CascadeOptions:
       start_at: number, from 1, of the first stage that runs; None: the first there is.
       stop_at: number of the last stage that runs; None: the last one before an untrained one.
       strength: how much init_images without a mask are changed, from above 0 to 1.
+      eta: in place of `strength`: the first stage begins with the noise from which DDIM comes to
+        init_images again, and DDIM adds this share of the noise of "ancestral" on its way: 0 gives
+        the images back, where guidance is 1, and nothing of them is left at 1 but what they are
+        like (Ramesh et al. 2022, section 3.1); None: `strength`.
       resample: how often each step of inpainting is made (RePaint).
       lowres_level: of the noise on each smaller image, from 0 to what the stages were trained at
         (`LowresNoise.train_limit`, 1 at most); None: the stage's own.
@@ -47,6 +51,7 @@ class CascadeOptions:
     start_at: int | None = None
     stop_at: int | None = None
     strength: float = 0.6
+    eta: float | None = None
     resample: int = 5
     lowres_level: float | None = None
     image_sizes: tuple[int | tuple[int, int], ...] | None = None
@@ -56,9 +61,13 @@ class CascadeOptions:
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "start_at": ("start_images",),
         "strength": ("init_images",),
+        "eta": ("init_images",),
         "resample": ("mask",),
     }
-    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"strength": ("mask",)}
+    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "strength": ("mask", "eta"),
+        "eta": ("mask",),
+    }
 
     def __post_init__(self):
         generation.plain(self)
@@ -70,8 +79,9 @@ class CascadeOptions:
         for name in ("steps", "resample", "start_at", "stop_at"):
             for value in _each(getattr(self, name)):
                 generation.check_count(name, value, most=_MOST_STEPS)
-        for name in ("parallel", "lowres_level", "strength"):
-            if (value := getattr(self, name)) is not None or name != "lowres_level":
+        for name in ("parallel", "lowres_level", "strength", "eta"):
+            value = getattr(self, name)
+            if value is not None or name not in ("lowres_level", "eta"):
                 generation.check_number(name, value, "give a number in it", low=0, high=1)
         if self.compat is not None:
             one_of("compat", self.compat, self.compats)

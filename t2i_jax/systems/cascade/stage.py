@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -114,6 +115,10 @@ class Stage:
         denoise = clean(self, guided(self.noise, net, sampling, scale), sampling)
         return solver(denoise, self.noise, sampling)
 
+    def plain(self, net: Net) -> Denoise:
+        """The network's estimate of the clean image, without guidance and thresholds."""
+        return denoiser(net, self.noise, self_conditioned=self.unet.self_cond)
+
     def clipped(self, x_BHWC: Array) -> Array:
         """The result of a sampling run, clipped to the range of what it makes."""
         return jnp.clip(x_BHWC, -1.0, 1.0)
@@ -131,6 +136,8 @@ class StageSampling:
         conditional prediction; 1 is plain guidance.
       resample: times that each step is made in inpainting.
       skip: first steps that are left out where an image is changed.
+      eta: where an image is changed, share of the noise of "ancestral" that "ddim" adds on the way
+        from the noise that leads to it; None: the image is noised, and `skip` is of use.
       compat: "imagen-pytorch": noise of inpainting and of starting from an image, and the size of
         the mask, as the class of that package has them that `Stage.noise` belongs to.
       tell: whether progress is told (`diffusion.progress`).
@@ -145,6 +152,7 @@ class StageSampling:
     parallel: float = 1.0
     resample: int = 5
     skip: int = 0
+    eta: float | None = None
     compat: str | None = None
     tell: bool = False
 
@@ -319,7 +327,8 @@ def run(
         enlarged = resize(image_BHWC, (shape[1], shape[2]), stage.resize)
         lowres_BHWC, condition_B = stage.lowres.for_sampling(enlarged, eps_BHWC, level)
     levels = stage.levels(sampling)
-    step = stage.step(bind(lowres_BHWC, condition_B, cond_image_BHWC), sampling, scale)
+    net = bind(lowres_BHWC, condition_B, cond_image_BHWC)
+    step = stage.step(net, sampling, scale)
     tell = progress.tell if sampling.tell else None
     if keep_BHW is not None and init_BHWC is not None:
         x = samplers.start(stage.noise, levels, draw, shape)
@@ -336,7 +345,9 @@ def run(
             tell=tell,
         )
         return jnp.where(keep_BHW[..., None], init_BHWC, stage.clipped(x))
-    if init_BHWC is not None:
+    if init_BHWC is not None and sampling.eta is not None:
+        x = samplers.inverted(stage.plain(net), stage.noise, init_BHWC, levels)
+    elif init_BHWC is not None:
         eps = draw(0, jnp.zeros(shape, jnp.float32))
         x, levels = sdedit.from_image(
             stage.noise, init_BHWC, levels, sampling.skip, eps, compat=sampling.compat_of_image
@@ -357,7 +368,7 @@ def guided(noise: Noise, net: Net, sampling: StageSampling, scale: Scale) -> Net
 
 def clean(stage: Stage, net: Net, sampling: StageSampling) -> Denoise:
     """A network, with or without guidance, as a function to clean images within their range."""
-    denoise = denoiser(net, stage.noise, self_conditioned=stage.unet.self_cond)
+    denoise = stage.plain(net)
     return (
         threshold.clamp(denoise)
         if sampling.percentile is None
@@ -380,7 +391,7 @@ def solver(denoise: Denoise, noise: Noise, sampling: StageSampling) -> samplers.
         return samplers.heun(denoise, noise, sampling.churn, sampling.steps)
     return {
         "ancestral": samplers.ancestral,
-        "ddim": samplers.ddim,
+        "ddim": functools.partial(samplers.ddim, eta=sampling.eta or 0.0),
         "dpm_solver": samplers.dpm_solver,
     }[sampling.sampler](denoise, noise)
 

@@ -141,12 +141,11 @@ class CascadeSystem(TextToImage):
         if "keep" in images:
             self._tell_kept({number: sizes[number - 1] for number in numbers}, images["keep"])
         plan = self._plan(options, sizes, scales if prompt else [1.0] * count_of, progress)
-        for number in numbers:  # refuses more steps than a diffusion has, before any stage runs
-            jax.eval_shape(functools.partial(self.task.stages[number - 1].levels, plan[number][1]))
         if "init" in images and mask is None:
             size, first, scale = plan[numbers[0]]
-            skip = steps_to_skip(options.strength, first.steps)
-            plan[numbers[0]] = (size, dataclasses.replace(first, skip=skip), scale)
+            plan[numbers[0]] = (size, self._from_images(numbers[0], first, options), scale)
+        for number in numbers:  # refuses more steps than a diffusion has, before any stage runs
+            jax.eval_shape(functools.partial(self.task.stages[number - 1].levels, plan[number][1]))
         if told:
             generation.tell(told)
         if "start" in images:
@@ -210,6 +209,24 @@ class CascadeSystem(TextToImage):
             for each in zip(stages, samplers, steps, scales, strict=True)
         )
         return dict(enumerate(zip(sizes, made, scales, strict=True), 1))
+
+    def _from_images(self, number, sampling, options):
+        """The sampling of the stage that begins with images."""
+        if options.eta is None:
+            return dataclasses.replace(
+                sampling, skip=steps_to_skip(options.strength, sampling.steps)
+            )
+        asked = (options.per_stage(name, len(self.task.stages)) for name in ("sampler", "steps"))
+        sampler, steps = (of[number - 1] for of in asked)
+        if sampler not in (None, "ddim"):
+            raise UserError(
+                f"eta={options.eta} is of the sampler 'ddim' and sampler={sampler!r}; leave one of "
+                "them out."
+            )
+        _, steps = sampling_of(self.task.stages[number - 1], "ddim", steps)
+        return dataclasses.replace(
+            sampling, sampler="ddim", steps=steps, churn=None, eta=options.eta
+        )
 
     def _images(self, first, count, sizes, start_images, init_images, mask):
         """{"start", "init", "keep"} as far as they are given.

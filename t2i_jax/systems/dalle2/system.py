@@ -13,7 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
-from t2i_jax.systems.decoder.system import UNREAD
+from t2i_jax.systems.decoder.system import UNREAD, begun_with
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.text.stored import is_pair
 
@@ -133,7 +133,7 @@ class DALLE2System(TextToImage):
         }  # fmt: skip
         chosen = generation.with_changes(DALLE2Options, options, changes, inputs)
         generation.check_amounts(images_per_prompt, batch_size)
-        self._check_given(prompts, images, other_images, instead_of, image_embeds)
+        self._check_given(prompts, images, other_images, instead_of, image_embeds, chosen.eta)
         own = {"seed": seed, "images_per_prompt": images_per_prompt}
         reads = self.decoder.task.by_text and prompts is not None and instead_of is None
         if reads and self.unread and not is_pair(prompts):
@@ -143,9 +143,15 @@ class DALLE2System(TextToImage):
                 "image_embeds=dalle2.prior.embed(captions), and as prompts nothing, or the pair "
                 "(embeddings, mask) of that text."
             )
+        images, init_images = (
+            given.read_once(name, inputs[name], self.task.channels)
+            for name in ("images", "init_images")
+        )
+        if images is not None:
+            init_images = begun_with(chosen, images, init_images)
         beside = {
             "negative_prompts": negative_prompts,
-            "init_images": given.read_once("init_images", init_images, self.task.channels),
+            "init_images": init_images,
             "mask": given.read_once("mask", mask, None),
         }
         more = {**own, **beside, "batch_size": batch_size}
@@ -192,7 +198,12 @@ class DALLE2System(TextToImage):
     def variations(
         self, images: Any, options: DALLE2Options | None = None, **arguments: Any
     ) -> Any:
-        """Images with the same CLIP embeddings as these; arguments as of `generate`."""
+        """Images with the same CLIP embeddings as these; arguments as of `generate`.
+
+        Without `eta` nothing else of them is kept. With it sampling begins with the noise that
+        leads to each image, as in the paper (Ramesh et al. 2022, section 3.1): the smaller `eta`,
+        the more of its layout stays.
+        """
         if images is None:
             raise UserError("images=None: variations are made of images; give some.")
         return self.generate(options=options, images=images, **arguments)
@@ -258,11 +269,16 @@ class DALLE2System(TextToImage):
         """The caption of each image whose embedding is the nearest to the image's."""
         return self.clip.classify(images, captions)
 
-    def _check_given(self, prompts, images, other_images, instead_of, image_embeds):
+    def _check_given(self, prompts, images, other_images, instead_of, image_embeds, eta):
         if images is not None and image_embeds is not None:
             raise UserError("images and image_embeds are both given; give one of them.")
         if images is None and image_embeds is None and prompts is None:
             raise UserError("prompts=None: give captions, or images to vary.")
+        if other_images is not None and eta is not None:
+            raise UserError(
+                f"eta={eta} begins with the noise of one image, and other_images are given; leave "
+                "one of them out."
+            )
         for name, value in (("other_images", other_images), ("instead_of", instead_of)):
             if value is not None and images is None:
                 raise UserError(f"{name} is nothing without images; give images too.")

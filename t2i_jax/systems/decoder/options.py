@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 from t2i_jax.systems.cascade.options import CascadeOptions
@@ -23,3 +24,7 @@ class DecoderOptions(CascadeOptions):
     guidance: float | tuple[float, ...] = 2.0
 
     compats: ClassVar[tuple[str, ...]] = (COMPAT,)
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **CascadeOptions.needs,
+        "eta": ("init_images", "images"),
+    }

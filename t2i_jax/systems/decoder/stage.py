@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from t2i_jax.config import one_of
 from t2i_jax.diffusion import dalle2_ddim, learned_variance, samplers, threshold
 from t2i_jax.diffusion.blur import LowresBlur, LowresDraws
-from t2i_jax.diffusion.denoiser import Denoise, Net, denoiser
+from t2i_jax.diffusion.denoiser import Denoise, Net
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.diffusion.guidance import Scale, for_rows
 from t2i_jax.diffusion.learned_variance import LearnedVariance
@@ -132,13 +132,16 @@ class DecoderStage(Stage):
                 bounded,
                 self_conditioned=self.unet.self_cond,
             )
-        of = self.prediction_of(net)
-        denoise = denoiser(of, self.noise, self_conditioned=self.unet.self_cond)
-        denoise = self._bounded(denoise, sampling.percentile)
+        denoise = self._bounded(self.plain(net), sampling.percentile)
         if sampling.sampler == "ddim":
-            step = samplers.ddim(denoise, self.noise, self.eta)
+            eta = self.eta if sampling.eta is None else sampling.eta
+            step = samplers.ddim(denoise, self.noise, eta)
             return _still_at_the_end(step) if sampling.compat == COMPAT else step
         return stages.solver(denoise, self.noise, sampling)
+
+    def plain(self, net: Net) -> Denoise:
+        """The network's estimate of the clean image, without guidance and thresholds."""
+        return super().plain(self.prediction_of(net))
 
     def prediction_of(self, net: Net) -> Net:
         """The network's prediction, without its output on variances."""

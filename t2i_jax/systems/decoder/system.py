@@ -31,6 +31,15 @@ UNREAD = (
 )
 
 
+def begun_with(options: DecoderOptions, images: Any, init_images: Any) -> Any:
+    """The init images of variations: with `options.eta` the images themselves, if there are no
+    others; one of them is for all.
+    """
+    if options.eta is None or init_images is not None:
+        return init_images
+    return images[0] if isinstance(images, list) and len(images) == 1 else images
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderSystem(CascadeSystem):
     """A trained decoder.
@@ -104,7 +113,8 @@ class DecoderSystem(CascadeSystem):
           negative_prompts: what the images should not show, one per prompt or one string for all;
             guidance then starts from there, and from no image embedding.
           start_images: for a start after the first stage (`options.start_at`).
-          init_images: images to change by `options.strength` or, with `mask`, to inpaint. A mask is
+          init_images: images to change by `options.strength` or `options.eta` or, with `mask`, to
+            inpaint; None beside `options.eta`: `images`. A mask is
             white or True where to keep, see `given.masks`.
           return_stages: a list with the images of every stage that ran. return_pil: lists of PIL
             images.
@@ -113,11 +123,16 @@ class DecoderSystem(CascadeSystem):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        inputs = {"start_images": start_images, "init_images": init_images, "mask": mask}
+        inputs = {
+            "start_images": start_images, "init_images": init_images, "mask": mask,
+            "images": images,
+        }  # fmt: skip
         options = generation.with_changes(DecoderOptions, options, changes, inputs)
         scales = options.per_stage("guidance", len(self.task.stages))
         self._check_guidance(scales, negative_prompts is not None)
         if images is not None and image_embeds is None:
+            images = given.read_once("images", images, self.task.channels)
+            init_images = begun_with(options, images, init_images)
             images = self._pixels(images)
         shown = {"image_embeds": image_embeds, "images": images}
         running = self._of_running(options, scales)
