@@ -6,7 +6,8 @@ Alignment, and the share of right shapes in their colours, of the whole; of capt
 set; of a decoder that is given the embeddings of true held-out images in place of the prior's; of
 other images' embeddings beside the captions; of variations, which are given the embeddings of true
 images and no captions, of held-out images, of those of the training set and of held-out images of
-one object, and of those that begin with the noise that leads to their image; and of the second stage alone, behind true small images.
+one object, and of those that begin with the noise that leads to their image; and of the second
+stage alone, behind true small images.
 Last, how well a linear classifier reads the form of one object from CLIP's embeddings.
 """
 

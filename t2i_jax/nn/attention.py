@@ -120,6 +120,37 @@ def _masked(q_BQHD, k_BKHD, v_BKHD, mask_BK):
     return attention(q_BQHD, k_BKHD, v_BKHD, mask_BK[:, None, None])
 
 
+def _null_first(q_BQHD, kv_BKD, null_D, given):
+    """softmax(q k + bias) k, (B, Q, H, D), of which the first of K + 1 keys is always seen."""
+    null_B1D = jnp.broadcast_to(null_D, (len(kv_BKD), 1, null_D.shape[-1]))
+    kv_BK1D = jnp.concatenate([null_B1D, kv_BKD], axis=1)[:, :, None]
+    seen, bias = given.get("seen"), given.get("bias")
+    first = [(0, 0), (0, 0), (1, 0)]
+    if seen is not None:
+        seen = jnp.pad(seen, first, constant_values=True)[:, None]
+    if bias is not None:
+        bias = jnp.pad(bias, first).swapaxes(0, 1)
+    return attention(q_BQHD, kv_BK1D, kv_BK1D, seen, bias, scale=1.0)
+
+
+def _null_apart(q_BQHD, kv_BKD, null_D, given):
+    """The same without an array of K + 1 keys, a number that no tile of an accelerator divides."""
+    wide = {"preferred_element_type": jnp.float32}
+    scores_BQHK = jnp.einsum("BQHD,BKD->BQHK", q_BQHD, kv_BKD, **wide)
+    null_BQH1 = jnp.einsum("BQHD,D->BQH", q_BQHD, null_D, **wide)[..., None]
+    if "bias" in given:
+        scores_BQHK = add_to_all(scores_BQHK, given["bias"])
+    if "seen" in given:
+        scores_BQHK = jnp.where(given["seen"][:, :, None], scores_BQHK, MASKED)
+    top = jax.lax.stop_gradient(
+        jnp.maximum(jnp.max(scores_BQHK, axis=-1, keepdims=True), null_BQH1)
+    )
+    e_BQHK, e_null = jnp.exp(scores_BQHK - top), jnp.exp(null_BQH1 - top)
+    total = jnp.sum(e_BQHK, axis=-1, keepdims=True) + e_null
+    out_BQHD = jnp.einsum("BQHK,BKD->BQHD", (e_BQHK / total).astype(kv_BKD.dtype), kv_BKD)
+    return out_BQHD + (e_null / total).astype(kv_BKD.dtype) * null_D
+
+
 class MultiQueryAttention(nn.Module):
     """Attention of parti-pytorch: every head shares one vector per position, which is its key and
     its value too.
@@ -177,24 +208,12 @@ class MultiQueryAttention(nn.Module):
         q_BQHD = self._queries(self.drop(x_BQC, deterministic=deterministic))
         context = x_BQC if context_BKC is None else context_BKC
         kv_BKD = self.to_kv(self.drop(context.astype(self.dtype), deterministic=deterministic))
+        given = {"seen": mask, "bias": bias_QHK}
+        given = {name: array for name, array in given.items() if array is not None}
         null_D = self.null_kv.astype(self.dtype)
-        scores_BQHK = jnp.einsum(
-            "BQHD,BKD->BQHK", q_BQHD, kv_BKD, preferred_element_type=jnp.float32
+        out_BQHD = jax.lax.platform_dependent(
+            q_BQHD, kv_BKD, null_D, given, cpu=_null_first, default=_null_apart
         )
-        null_BQH1 = jnp.einsum("BQHD,D->BQH", q_BQHD, null_D, preferred_element_type=jnp.float32)[
-            ..., None
-        ]
-        scores_BQHK = scores_BQHK if bias_QHK is None else add_to_all(scores_BQHK, bias_QHK)
-        scores_BQHK = (
-            scores_BQHK if mask is None else jnp.where(mask[:, :, None], scores_BQHK, MASKED)
-        )
-        top = jax.lax.stop_gradient(
-            jnp.maximum(jnp.max(scores_BQHK, axis=-1, keepdims=True), null_BQH1)
-        )
-        e_BQHK, e_null = jnp.exp(scores_BQHK - top), jnp.exp(null_BQH1 - top)
-        total = jnp.sum(e_BQHK, axis=-1, keepdims=True) + e_null
-        out_BQHD = jnp.einsum("BQHK,BKD->BQHD", (e_BQHK / total).astype(self.dtype), kv_BKD)
-        out_BQHD = out_BQHD + (e_null / total).astype(self.dtype) * null_D
         return self._project(out_BQHD)
 
     def keys(self, context_BKC: Array, normalised: bool = False) -> Array:

@@ -43,18 +43,9 @@ def attend(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, max_scores: int = MAX_SC
     """
     if math.prod(q_BQHD.shape[1:3]) * k_BKGD.shape[1] > max_scores and cudnn_takes(q_BQHD):
         return cudnn(q_BQHD, k_BKGD, v_BKGD, scale=1.0)
-    return by_queries(lambda q, _: _attend(q, k_BKGD, v_BKGD), q_BQHD, k_BKGD.shape[1], max_scores)
-
-
-def _attend(q_BQHD, k_BKGD, v_BKGD):
-    if k_BKGD.shape[2] == 1:  # one product for all heads
-        scores = jnp.einsum(
-            "BQHD,BKD->BQHK", q_BQHD, k_BKGD[:, :, 0], preferred_element_type=jnp.float32
-        )
-        return jnp.einsum(
-            "BQHK,BKD->BQHD", nn.softmax(scores).astype(v_BKGD.dtype), v_BKGD[:, :, 0]
-        )
-    return attention(q_BQHD, k_BKGD, v_BKGD, scale=1.0)
+    return by_queries(
+        lambda q, _: attention(q, k_BKGD, v_BKGD, scale=1.0), q_BQHD, k_BKGD.shape[1], max_scores
+    )
 
 
 def linear_attend(q_BQHD: Array, k_BKHD: Array, v_BKHD: Array) -> Array:
