@@ -1,6 +1,7 @@
 """`t2i evaluate` on images that are there: numbers, resuming, refusals."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -235,13 +236,41 @@ def test_images_of_other_sizes_than_the_real_ones_are_told_without_a_protocol(fo
         assert told.count("give --protocol NAME for numbers that stand") == (said is not None)
         assert said is None or said in told
     results = scoring_toys.metrics_in(tmp_path / "1")[1]
-    assert sizes.told_of_results({**results, "protocol": {"name": "coco30k"}}) is None
+    real = types.SimpleNamespace(sizes=lambda name: {"12x12": 4, "12x9": 1})
+    assert sizes.told_of_results({**results, "protocol": {"name": "coco30k"}}, real) is None
+    assert sizes.told_of_results(results, None) is None
     [fid, *others] = results["metrics"]
     for crop, is_told in (("none", True), ("padded", True), ("before", False), ("after", False)):
         extractor = {**fid["extractor"], "preprocessing": {"crop": crop}}
         cut = {**fid, "extractor": extractor}
-        assert bool(sizes.told_of_results({**results, "metrics": [cut, *others]})) == is_told
-        assert sizes.told_of_results({**results, "metrics": [cut, fid]})
+        assert bool(sizes.told_of_results({**results, "metrics": [cut, *others]}, real)) == is_told
+        assert sizes.told_of_results({**results, "metrics": [cut, fid]}, real)
+
+
+def test_statistics_of_images_of_other_sizes_are_told_as_the_images_are(folders, tmp_path):
+    """The size that the images had when their features were made: after a protocol, which the
+    sentence names, their own, or that of the images that the file has.
+    """
+    other = write_images(tmp_path / "other", 6, size=12)
+    for name, *more in (("by", "--protocol", "coco30k"), ("own",), ("same",)):
+        images = folders[1] if name == "same" else other
+        inside("evaluate", "reference", images, "--out", tmp_path / f"{name}.npz", *more)
+    np.savez(tmp_path / "adm.npz", arr_0=np.zeros((6, 9, 12, 3), np.uint8))
+    np.savez(tmp_path / "plain.npz", mu=np.zeros(6), sigma=np.eye(6))
+    for name, said in (
+        ("by", "those of the reference 256x256, and each"),
+        ("own", "those of the reference 12x12, and each"),
+        ("adm", "those of the reference 12x9, and each"),
+        ("same", None),
+        ("plain", None),
+    ):
+        mode = ("--reference-mode", "clean") if name in ("adm", "plain") else ()
+        told = inside(
+            "evaluate", "--images", folders[0], "--reference", tmp_path / f"{name}.npz",
+            "--metrics", "fid", "--out", tmp_path / name, *mode,
+        ).stderr  # fmt: skip
+        assert (said in told) if said else "pixels" not in told, (name, told)
+        assert ("give --protocol coco30k for numbers" in told) == (name == "by")
 
 
 def test_two_networks_of_one_name_are_refused_where_they_differ(folders, tmp_path, monkeypatch):

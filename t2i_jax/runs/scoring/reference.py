@@ -70,6 +70,12 @@ class Reference(Protocol):
         """The entry about the reference in the results, as JSON."""
         ...
 
+    def sizes(self, extractor: str) -> Mapping[str, int] | None:
+        """By size, as "640x480", how many images of the reference have it, in statistics that a
+        protocol made the size that it gave them; None: nothing tells.
+        """
+        ...
+
     def image(self, extractor: str, row: int) -> np.ndarray | None:
         """The image of a row of the features; None where there are no images."""
         ...
@@ -173,6 +179,10 @@ class ImagesReference:
         told = {**self._images.about(), **self._images.passed_over()}
         return {**told, **self._found[extractor].about}
 
+    def sizes(self, extractor: str) -> Mapping[str, int]:
+        """By size how many of the images that could be used have it."""
+        return self._found[extractor].about["sizes"]
+
     def image(self, extractor: str, row: int) -> np.ndarray:
         """The image of a row, uint8 (H, W, 3)."""
         return self._images.read(int(self._found[extractor].kept[row]))
@@ -247,9 +257,8 @@ class StatisticsReference:
         if needs_features and found.features_ND is None and found.images_NHWC is None:
             raise _without_features(found.path, metric)
         if protocol is not None:
-            made_by = found.about.get("protocol") or {} if "protocol" in found.about else None
             named = f"reference={paths.shown(found.path)}"
-            protocol.check_reference(named, found.count, made_by)
+            protocol.check_reference(named, found.count, protocols.made_by(found.about))
         else:
             _check_drawn(found, size)
         kept = found.images_NHWC if found.features_ND is None else found.features_ND
@@ -272,6 +281,22 @@ class StatisticsReference:
             "count": self.count(extractor),
             "made_from": {name: found.about[name] for name in found.about if name not in _OWN},
         }
+
+    def sizes(self, extractor: str) -> Mapping[str, int] | None:
+        """That of the protocol by which the statistics were made, or those of the images that they
+        are of, as the JSON beside the file or the images in it tell; None: neither does.
+        """
+        found = self._read[extractor]
+        made_by = protocols.made_by(found.about)
+        if isinstance(side := (made_by or {}).get("size"), int):
+            return {f"{side}x{side}": found.count or 0}
+        if found.images_NHWC is not None:
+            count, height, width, _ = found.images_NHWC.shape
+            return {f"{width}x{height}": count}
+        about = found.about.get("images")
+        kept = about.get("sizes") if isinstance(about, dict) else None
+        is_whole = isinstance(kept, dict) and all(isinstance(one, int) for one in kept.values())
+        return kept if is_whole and kept else None
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:
         """An image of a file with images, where its features are not its own."""
