@@ -15,7 +15,7 @@ from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.eval import protocol as protocols
 from t2i_jax.eval.extractors import Extractor
-from t2i_jax.eval.frechet import Gaussian
+from t2i_jax.eval.frechet import Gaussian, factor
 from t2i_jax.eval.rows import Rows
 from t2i_jax.eval.statistics_file import read_statistics
 from t2i_jax.runs.scoring import sources
@@ -249,11 +249,12 @@ class StatisticsReference:
           Of how many images it has features, or what they are computed of; None: of none.
 
         Raises:
-          UserError: statistics of another extractor, layer or protocol, without features, or of
-            images that were drawn at another size.
+          UserError: statistics of another extractor, layer or protocol, without features, with a
+            matrix that is no covariance, or of images that were drawn at another size.
         """
         found = read_statistics(self._path, extractor.name, self._mode)
         _check_width(found, extractor, layer)
+        _check_covariance(found)
         if needs_features and found.features_ND is None and found.images_NHWC is None:
             raise _without_features(found.path, metric)
         if protocol is not None:
@@ -327,6 +328,15 @@ def _check_drawn(found, size):
         f"pixels, and the images that it is compared with have {wanted}; make it with --size "
         f"{wanted}."
     )
+
+
+def _check_covariance(found):
+    """Refuses a matrix with negative eigenvalues, which is none."""
+    try:
+        if found.gaussian is not None:
+            factor(found.gaussian.covariance_DD)
+    except UserError as error:
+        raise UserError(f"reference={paths.shown(found.path)}: {error}") from None
 
 
 def _check_width(found, extractor, layer):
