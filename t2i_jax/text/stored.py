@@ -100,8 +100,8 @@ class StoredText:
                 f"{field}: this run needs stored text embeddings; give the pair (embeddings, "
                 "mask), for example t5_encode_text(captions), or t2i sample its --t5."
             )
-        embeds_PLD = self._read(arrays.given, prompts[0], f"{field}: embeddings")
-        mask_PL = self._read(arrays.mask, prompts[1], f"{field}: mask")
+        embeds_PLD = self._read(arrays.given, prompts[0], f"{field}: what is given as embeddings")
+        mask_PL = self._read(arrays.mask, prompts[1], f"{field}: what is given as their mask")
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
             embeds_PLD = embeds_PLD.astype(np.float32)
         if (
