@@ -11,7 +11,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import features, sizes
+from t2i_jax.runs.scoring import features, plan, sizes, sweep
+from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.split import Share
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
@@ -74,6 +75,53 @@ def test_the_same_again_and_what_was_lost_ends_in_the_same_bytes(folders, measur
     assert ran == ["inception-clean"] * 3
     for name, data in before.items():
         assert (out / name).read_bytes() == data
+
+
+def test_results_that_another_command_would_replace_are_kept(folders, tmp_path):
+    """Those of other metrics, references and modes, once, and told; nothing is lost to a command
+    that measures the same and more.
+    """
+    other, out = write_images(tmp_path / "other", 8, 5), tmp_path / "out"
+    commands = {
+        name: ("evaluate", "--images", folders[0], "--shard-size", 10, "--out", out, *more)
+        for name, more in {
+            "fid": ("--reference", folders[1], "--metrics", "fid"),
+            "other": ("--reference", other, "--metrics", "fid"),
+            "both": ("--reference", other, "--metrics", "fid,clip"),
+            "clip": ("--metrics", "clip"),
+        }.items()
+    }
+    files = ("results.json", "values.json", "marks.json", "report.html")
+    before, kept = {}, []
+    for name, replaced in (
+        ("fid", None), ("fid", None), ("other", "fid"), ("both", None), ("clip", "both"),
+        ("both", None), ("fid", None), ("clip", "fid"), ("fid", "clip"),
+    ):  # fmt: skip
+        told = inside(*commands[name]).stderr
+        if replaced is not None and replaced not in kept:
+            kept.append(replaced)
+            assert f"are kept in results-{len(kept)}" in told
+            home = out / f"results-{len(kept)}"
+            assert {one: (home / one).read_bytes() for one in files} == before[replaced]
+            assert read_results(home).results["metrics"]
+        before[name] = {one: (out / one).read_bytes() for one in files}
+    assert kept == ["fid", "both", "clip"] and len(list(out.glob("results-*"))) == 3
+
+
+def test_a_table_of_guidances_that_another_would_replace_is_kept(tmp_path, capsys):
+    def table(**values):
+        results = {
+            float(name[1:]): {"metrics": [{"name": "fid", "value": one}]}
+            for name, one in values.items()
+        }
+        sweep.write(tmp_path, results)
+        plan.check_several(tmp_path)
+        return capsys.readouterr().err
+
+    assert not table(g1=1.0, g2=2.0)
+    assert not table(g1=1.0, g2=2.0, g3=3.0)
+    assert "(guidance 1; guidance 2)" in table(g1=1.5, g3=3.0)
+    assert json.loads((tmp_path / "results-1" / "sweep.json").read_text())["2"] == {"fid": 2.0}
 
 
 def test_shards_of_another_size_and_two_processes_give_the_same_numbers(
