@@ -178,6 +178,10 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         ((*images, "--metrics", "fid"), "metrics=fid compares with real images"),
         ((*images, "--metrics", "fidd"), "metrics='fidd' is not known; did you mean"),
         ((*images, "--metrics", "fid,fid", "--reference", real), "has fid twice"),
+        (
+            (*images, "--metrics", "fid", "--mode", "clean,clean", "--reference", real),
+            "mode='clean,clean' has clean twice; give it once",
+        ),
         ((*images, "--metrics", "is", "--reference", real), "is compared with by none"),
         ((*images, "--metrics", "judge:cats"), "judge:cats is no judge; known: compositions, "),
         (
