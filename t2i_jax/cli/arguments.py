@@ -197,6 +197,26 @@ def called(function: Any, words: Sequence[str], command: str) -> None:
     function(**parsed(arguments, words, command))
 
 
+def check_said_once(overrides: Sequence[str], field: str, option: str, value: str | None) -> None:
+    """Refuses a field of a recipe that is given beside the option that sets it too.
+
+    Args:
+      overrides: of fields, as "train.steps=1000".
+      field: that the option sets, of the recipe or of any of its parts, as "train.mesh".
+      option: its name. value: as it was written; None: it was not given.
+
+    Raises:
+      UserError: both are given.
+    """
+    for override in overrides if value is not None else ():
+        path = override.partition("=")[0].strip().lstrip("-")
+        if f".{field}." in f".{path}.":
+            raise UserError(
+                f"{values.shown(override)} is given beside --{option} {value}, which sets the same "
+                "field; leave out one of them."
+            )
+
+
 def wants_help(words: Sequence[str]) -> bool:
     """Whether help is asked for."""
     before = words[: words.index("--")] if "--" in words else words

@@ -11,7 +11,7 @@ import pathlib
 import sys
 from typing import Annotated
 
-from t2i_jax.cli.arguments import Shown
+from t2i_jax.cli.arguments import Shown, check_said_once
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count
 
@@ -63,6 +63,7 @@ def compile_for(
     jax.config.update("jax_enable_compilation_cache", False)
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")
+    check_said_once(overrides, "train.mesh", "mesh", mesh)
     recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
     json_file = None if json_file is None else paths.new_file("json", json_file)
     devices = ahead.slice_devices(topology)  # refused before anything long

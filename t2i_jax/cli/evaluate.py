@@ -274,6 +274,7 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
 
     run = paths.given("run", run)
     _check_overrides(overrides, ("evaluation.options",))
+    cli.check_said_once(overrides, "evaluation.options.guidance", "guidance", guidance)
     recipe = changed(runs.load_run_recipe(run), overrides)
     protocol = settings["protocol"]
     drawn_by = seed if protocol is None else protocol.seed_of_prompts(seed)

@@ -6,7 +6,7 @@ import pathlib
 from typing import Annotated
 
 from t2i_jax.cli import measuring
-from t2i_jax.cli.arguments import Shown
+from t2i_jax.cli.arguments import Shown, check_said_once
 
 
 def train(
@@ -39,6 +39,7 @@ def train(
 
     traced = Profile.parse(profile) if profile is not None else None
     with processes.joined():
+        check_said_once(overrides, "train.mesh", "mesh", mesh)
         recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
         home = paths.given("config", config).resolve().parent
         usual = pathlib.Path("runs") / f"{home.name}-{config.stem}"

@@ -23,6 +23,10 @@ FEWEST_FOR_INFINITY = 20
 """The number of images below which there is no line to speak of."""
 _FEWEST, _PART = 5000, 10  # the smallest size in images, or as a part of a smaller set
 _SINGULAR = 1e-10  # of a Cholesky factor's squared pivots, the smallest over the largest
+_UNLIKE = 1e-6  # how far the two halves of a covariance may be apart, over its largest variance
+# the sum of negative eigenvalues over that of the others, which rounding leaves in a covariance of
+# fewer images than features: below 1e-3 where float16 kept it
+_NEGATIVE = 1e-2
 
 # Threads of OpenBLAS wait for each other by counting: on two cores with other work, a second one
 # makes a factorisation 20 times slower, and on idle ones it is of little use.
@@ -36,6 +40,10 @@ class Gaussian:
     Attributes:
       mean_D: its mean, float64.
       covariance_DD: its covariance, float64, symmetric.
+
+    Raises:
+      UserError: shapes that do not belong together, values that are not finite, variances below 0
+        or a matrix that is not symmetric. That no eigenvalue is negative, `factor` sees.
     """
 
     mean_D: np.ndarray
@@ -50,6 +58,12 @@ class Gaussian:
             )
         if not (np.isfinite(self.mean_D).all() and np.isfinite(self.covariance_DD).all()):
             raise UserError("statistics hold a value that is not finite; make them anew.")
+        variances_D = np.diagonal(self.covariance_DD)
+        if variances_D.min() < 0:
+            raise _no_covariance(f"it has the variance {variances_D.min():.3g}")
+        apart = (self.covariance_DD - self.covariance_DD.T).max()
+        if apart > _UNLIKE * variances_D.max():
+            raise _no_covariance(f"it is not symmetric, its halves are {apart:.3g} apart")
 
     @classmethod
     def of(cls, moments: Moments) -> Gaussian:
@@ -83,7 +97,7 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
         computed. A lower triangle takes a quarter of the arithmetic of another one.
 
     Raises:
-      UserError: Gaussians of two widths.
+      UserError: Gaussians of two widths, or a matrix that is no covariance, as of `factor`.
     """
     if one.mean_D.shape != other.mean_D.shape:
         raise UserError(
@@ -92,6 +106,7 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
         )
     factor_DR = factor(other.covariance_DD) if factor_DR is None else factor_DR
     eigenvalues_R = _eigenvalues(_product(one.covariance_DD, factor_DR))
+    _check_eigenvalues(eigenvalues_R)
     root = float(np.sqrt(np.maximum(eigenvalues_R, 0)).sum())
     traces = float(np.trace(one.covariance_DD) + np.trace(other.covariance_DD))
     return _distance(one.mean_D - other.mean_D, traces, root, np.minimum(eigenvalues_R, 0).sum())
@@ -101,6 +116,9 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
 def factor(covariance_DD: np.ndarray) -> np.ndarray:
     """A factor F (D, D) of the covariance F F^T: by Cholesky, or where that is singular by its
     eigenvectors.
+
+    Raises:
+      UserError: negative eigenvalues that are more than rounding.
     """
     try:
         lower_DD = np.linalg.cholesky(covariance_DD)
@@ -110,6 +128,7 @@ def factor(covariance_DD: np.ndarray) -> np.ndarray:
     except np.linalg.LinAlgError:
         pass
     eigenvalues_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    _check_eigenvalues(eigenvalues_D)
     return vectors_DD * np.sqrt(np.maximum(eigenvalues_D, 0))
 
 
@@ -181,6 +200,20 @@ def frechet_at_infinity(
         values.append(frechet(one, reference, whole_DR).value)
     slope, value = np.polyfit(1 / sizes, values, 1)
     return Extrapolated(float(value), float(slope), tuple(map(int, sizes)), tuple(values))
+
+
+def _check_eigenvalues(eigenvalues_R):
+    """Refuses those of a matrix that is no covariance, whose distance would mean nothing."""
+    below = -np.minimum(eigenvalues_R, 0).sum()
+    if below > _NEGATIVE * np.maximum(eigenvalues_R, 0).sum():
+        raise _no_covariance(f"it has negative eigenvalues, down to {eigenvalues_R.min():.3g}")
+
+
+def _no_covariance(why):
+    return UserError(
+        f"statistics hold a matrix that is no covariance ({why}); make them anew, as numpy.cov of "
+        "features with rowvar=False."
+    )
 
 
 def _product(covariance_DD, factor_DR):

@@ -248,6 +248,18 @@ def protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def made_by(about: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """JSON of the protocol that statistics were made by; {}: by none; None: nobody has said.
+
+    Args:
+      about: JSON beside the statistics, which a person may have edited.
+    """
+    if "protocol" not in about:
+        return None
+    found = about["protocol"]
+    return found if isinstance(found, Mapping) else {}
+
+
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields in which two descriptions differ, by their paths, with both values.
 

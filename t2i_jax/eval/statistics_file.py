@@ -45,7 +45,7 @@ class Statistics:
       features_ND: the features themselves, float32, which KID and recall need, left in the file
         where they can be; None without.
       spatial: ADM's second Gaussian, for sFID; None without.
-      images_NHWC: ADM's images, uint8; None without.
+      images_NHWC: ADM's images, uint8 (N, H, W, 3); None without.
       count: images of which the Gaussian was made; None: nobody has said.
       about: what the file beside it says of the extractor; {} without such a file.
     """
@@ -330,6 +330,8 @@ def _statistics(path, arrays, digest, about, named):
         raise UserError(f"{named} has neither mu and sigma nor feats nor arr_0; give one of them.")
     count = about.get("count", None if features_ND is None else len(features_ND))
     images_NHWC = arrays.get("arr_0")
+    if images_NHWC is not None:  # gray ones have one channel
+        images_NHWC = np.broadcast_to(images_NHWC, (*images_NHWC.shape[:-1], 3))
     return Statistics(path, digest, gaussian, features_ND, spatial, images_NHWC, count, about)
 
 
@@ -337,7 +339,8 @@ def _check_form(name, array, named):
     """Refuses an array of a file that is not what its name says."""
     told = f"{named}: {name} is {array.dtype}{array.shape}"
     if name == "arr_0":
-        if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape or array.shape[-1] > 4:
+        is_filled = array.ndim == 4 and 0 not in array.shape
+        if array.dtype != np.uint8 or not is_filled or array.shape[-1] not in (1, 3):
             raise UserError(
                 f"{told}, and images are uint8 (N, H, W, 3); give these, or save statistics by "
                 "their names, as numpy.savez(FILE, mu=mu, sigma=sigma) or feats=features."

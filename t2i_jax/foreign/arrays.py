@@ -1,4 +1,5 @@
-"""NumPy arrays from stored weights: tensors of PyTorch of every kind, arrays, numbers.
+"""NumPy arrays from stored weights and from what a user gives: tensors of PyTorch of every kind,
+arrays, numbers.
 
 Nothing here imports PyTorch; a tensor is known by what it offers.
 """
@@ -51,8 +52,40 @@ def array(value: Any) -> np.ndarray:
     if found.dtype in _NARROW:
         return found.astype(np.float32)
     if found.dtype.kind not in "fiub":
-        raise NoArray(f"is of the type {found.dtype}, which weights are not")
+        raise NoArray(f"is of the type {found.dtype}, no real numbers")
     return found
+
+
+def given(value: Any) -> np.ndarray:
+    """The numbers that a user gives, as of `array`: one, or nested lists of arrays or of numbers.
+
+    Raises:
+      NoArray: as `array`, or lists of no one shape.
+    """
+    if is_array(value):
+        return array(value)
+    if isinstance(value, (list, tuple)):
+        value = [given(x) if is_array(x) or isinstance(x, (list, tuple)) else x for x in value]
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NoArray(f"is {named(value)} and no array ({error})") from error
+    if found.dtype.kind not in "fiub":
+        raise NoArray(f"is {named(value)} of the type {found.dtype}, no real numbers")
+    return found
+
+
+def mask(value: Any) -> np.ndarray:
+    """A mask that a user gives, bool, as `given` reads it: of bool, or of 0 and 1.
+
+    Raises:
+      NoArray: as `given`, or other numbers, such as those that are added to scores.
+    """
+    found = given(value)
+    odd = found[(found != 0) & (found != 1)]
+    if odd.size:
+        raise NoArray(f"has {odd.flat[0]:.6g} in it, where 1 is seen and 0 is not")
+    return found.astype(bool)
 
 
 def not_finite(values: np.ndarray) -> str:
@@ -111,7 +144,7 @@ def _dense(value):
     if getattr(value, "is_nested", False):
         raise NoArray("is a nested tensor")
     if value.is_complex():
-        raise NoArray(f"is of the type {kind}, which weights are not")
+        raise NoArray(f"is of the type {kind}, no real numbers")
     value = value.detach()
     if hasattr(value, "full_tensor"):  # spread over processes
         value = value.full_tensor()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from t2i_jax import config, heap, seeds, sharding
 from t2i_jax.errors import UserError
+from t2i_jax.foreign import arrays
 from t2i_jax.terminal import say
 from t2i_jax.text.encoder import (
     TextEncoder,
@@ -190,10 +191,18 @@ def repeated(prompts: Any, each: int) -> Any:
     if prompts is None or isinstance(prompts, str) or each == 1:
         return prompts
     if is_pair(prompts):
-        return tuple(np.repeat(np.asarray(part), each, axis=0) for part in prompts)
+        return tuple(_rows(part, each) for part in prompts)
     if hasattr(prompts, "ndim"):
         return np.repeat(np.asarray(prompts), each, axis=0)
     return [one for one in prompts for _ in range(each)]
+
+
+def _rows(part, each):
+    """Rows of numbers, each so many times; something else as it is, which its encoder refuses."""
+    try:
+        return np.repeat(arrays.given(part), each, axis=0)
+    except ValueError:
+        return part
 
 
 def tell_never_dropped(what: str, field: str) -> None:

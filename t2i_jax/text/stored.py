@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.foreign.arrays import not_finite
+from t2i_jax.foreign import arrays
 from t2i_jax.types import Array, Key, Params
 
 
@@ -93,19 +93,17 @@ class StoredText:
 
     def encode(self, tokenizer: Any, prompts: Any, field: str) -> dict[str, np.ndarray]:
         """{"text_embeds", "text_mask"} of a pair (embeddings (P, L, dim), mask (P, L)), padded to
-        `max_length`.
+        `max_length`. A row of the mask that sees nothing is a prompt without text.
         """
         if not is_pair(prompts):
             raise UserError(
                 f"{field}: this run needs stored text embeddings; give the pair (embeddings, "
                 "mask), for example t5_encode_text(captions), or t2i sample its --t5."
             )
-        try:
-            embeds_PLD, mask_PL = np.asarray(prompts[0], np.float32), np.asarray(prompts[1], bool)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{field} hold no numbers ({error}); give (P, L, {self.dim}) and (P, L)."
-            ) from error
+        embeds_PLD = self._read(arrays.given, prompts[0], f"{field}: what is given as embeddings")
+        mask_PL = self._read(arrays.mask, prompts[1], f"{field}: what is given as their mask")
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+            embeds_PLD = embeds_PLD.astype(np.float32)
         if (
             embeds_PLD.ndim != 3
             or embeds_PLD.shape[2] != self.dim
@@ -116,13 +114,20 @@ class StoredText:
         if not len(embeds_PLD) or embeds_PLD.shape[1] > self.max_length:
             limit = f"P is at least 1 and L at most {self.max_length}"
             raise UserError(f"{field} has embeddings {embeds_PLD.shape}; {limit}.")
-        if unfit := not_finite(embeds_PLD):
+        if unfit := arrays.not_finite(embeds_PLD):
             raise UserError(f"{field} have embeddings with {unfit}; compute them again.")
         missing = self.max_length - embeds_PLD.shape[1]
         return {
             "text_embeds": np.pad(embeds_PLD, ((0, 0), (0, missing), (0, 0))),
             "text_mask": np.pad(mask_PL, ((0, 0), (0, missing))),
         }
+
+    def _read(self, reader, given, named):
+        try:
+            return reader(given)
+        except arrays.NoArray as error:
+            shapes = f"(P, L, {self.dim}) and bool (P, L), True at tokens"
+            raise UserError(f"{named} {error}; give {shapes}.") from error
 
     def empty(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of zeros with an empty mask."""

@@ -20,7 +20,7 @@ from t2i_jax.eval.protocol import PROTOCOLS
 from t2i_jax.runs.scoring.metrics import METRICS
 from t2i_jax.systems import generation
 from t2i_jax.values import Count
-from tests.e2e.command import inside
+from tests.e2e.command import inside, refused
 
 
 def paint(
@@ -114,6 +114,29 @@ def test_a_mistake_is_one_sentence(words, told):
         parsed(*words)
     assert told in str(error.value) and "\n" not in str(error.value)
     assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("words", "override", "option"),
+    [
+        (
+            ("evaluate", "--prompts", "p.txt", "--guidance", "3"),
+            "evaluation.options.guidance=5",
+            "guidance",
+        ),
+        (("train", "--mesh", "data=1"), "train.mesh={'data': 2}", "mesh"),
+        (("train", "--mesh", "data=1"), "*.train.mesh=None", "mesh"),
+    ],
+)
+def test_a_field_and_the_option_that_sets_it_are_not_given_together(
+    words, override, option, tmp_path
+):
+    """The option would win in silence."""
+    command, *more = words
+    said = refused(command, tmp_path, override, *more)
+    assert f"is given beside --{option} {more[-1]}, which sets the same field" in said
+    arguments.check_said_once([override, "train.steps=3"], "train.step", "step", "3")
+    arguments.check_said_once([override], "train.mesh", "mesh", None)
 
 
 @pytest.mark.parametrize(

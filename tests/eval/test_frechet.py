@@ -83,9 +83,33 @@ def test_a_triangle_and_any_other_factor_of_a_covariance_give_the_same():
         assert frechet(one, other, root).value == pytest.approx(found.value, rel=1e-12)
 
 
-def test_what_is_no_covariance_is_told_by_the_clipped_eigenvalues():
-    wrong = Gaussian(np.zeros(2), np.diag([1.0, -1.0]))
-    assert frechet(wrong, Gaussian(np.zeros(2), np.eye(2))).clipped == pytest.approx(-1)
+@pytest.mark.parametrize(
+    ("matrix", "sentence"),
+    [
+        (-np.eye(3), "no covariance .it has the variance -1"),
+        (np.diag([1.0, 1, -1e-12]), "it has the variance -1e-12"),
+        (np.triu(np.ones((3, 3))), "not symmetric, its halves are 1 apart"),
+        (RNG.normal(size=(3, 3)) ** 2, "not symmetric"),
+        (np.eye(3) + 5 * (1 - np.eye(3)), "has negative eigenvalues, down to -4"),
+    ],
+)
+def test_a_matrix_that_is_no_covariance_gives_no_distance(matrix, sentence):
+    """On either side."""
+    whole = Gaussian(np.zeros(3), np.eye(3))
+    for make in (lambda one: frechet(one, whole), lambda one: frechet(whole, one)):
+        with pytest.raises(UserError, match=sentence):
+            make(Gaussian(np.zeros(3), matrix))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_singular_covariance_that_was_rounded_is_one(dtype):
+    """Of a third as many images as features; what was kept with few digits has small negative
+    eigenvalues.
+    """
+    covariance = np.cov(RNG.normal(size=(64, 192)) * np.exp(RNG.normal(size=192)), rowvar=False)
+    rounded = Gaussian(np.zeros(192), covariance.astype(dtype).astype(np.float64))
+    same = frechet(rounded, Gaussian(np.zeros(192), covariance))
+    assert abs(same.value) < 0.1 * np.trace(covariance) and same.clipped <= 0
 
 
 def test_at_infinity_the_bias_of_few_images_is_gone():

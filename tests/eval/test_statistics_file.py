@@ -109,6 +109,13 @@ def test_adms_reference_batches(tmp_path):
         assert (ours["arr_0"] == images).all() and (ours["sigma_s"] == m.covariance_DD).all()
 
 
+def test_gray_images_of_a_file_have_three_channels(tmp_path):
+    gray = RNG.integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
+    np.savez(tmp_path / "gray.npz", gray)
+    found = read_statistics(tmp_path / "gray.npz", "inception-clean", "clean")
+    assert (found.images_NHWC == np.repeat(gray, 3, axis=-1)).all()
+
+
 def _plain(path, **arrays):
     np.savez(path, **(arrays or {"mu": np.zeros(2), "sigma": np.eye(2)}))
 
@@ -156,6 +163,14 @@ def _odd_json(path):
             lambda path: np.savez(path, np.zeros((0, 4, 4, 3), np.uint8)),
             "clean",
             r"arr_0 is uint8\(0, 4, 4, 3\)",
+        ),
+        *(
+            (
+                lambda path, count=count: np.savez(path, np.zeros((2, 4, 4, count), np.uint8)),
+                "clean",
+                rf"arr_0 is uint8\(2, 4, 4, {count}\), and images are uint8 \(N, H, W, 3\)",
+            )
+            for count in (2, 4, 5)
         ),
         (
             lambda path: _plain(path, mu=np.array(["a"]), sigma=np.eye(1)),

@@ -1,6 +1,7 @@
 """`t2i evaluate` on images that are there: numbers, resuming, refusals."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import features, sizes
+from t2i_jax.runs.scoring import features, plan, sizes, sweep
+from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.split import Share
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
@@ -75,6 +77,53 @@ def test_the_same_again_and_what_was_lost_ends_in_the_same_bytes(folders, measur
         assert (out / name).read_bytes() == data
 
 
+def test_results_that_another_command_would_replace_are_kept(folders, tmp_path):
+    """Those of other metrics, references and modes, once, and told; nothing is lost to a command
+    that measures the same and more.
+    """
+    other, out = write_images(tmp_path / "other", 8, 5), tmp_path / "out"
+    commands = {
+        name: ("evaluate", "--images", folders[0], "--shard-size", 10, "--out", out, *more)
+        for name, more in {
+            "fid": ("--reference", folders[1], "--metrics", "fid"),
+            "other": ("--reference", other, "--metrics", "fid"),
+            "both": ("--reference", other, "--metrics", "fid,clip"),
+            "clip": ("--metrics", "clip"),
+        }.items()
+    }
+    files = ("results.json", "values.json", "marks.json", "report.html")
+    before, kept = {}, []
+    for name, replaced in (
+        ("fid", None), ("fid", None), ("other", "fid"), ("both", None), ("clip", "both"),
+        ("both", None), ("fid", None), ("clip", "fid"), ("fid", "clip"),
+    ):  # fmt: skip
+        told = inside(*commands[name]).stderr
+        if replaced is not None and replaced not in kept:
+            kept.append(replaced)
+            assert f"are kept in results-{len(kept)}" in told
+            home = out / f"results-{len(kept)}"
+            assert {one: (home / one).read_bytes() for one in files} == before[replaced]
+            assert read_results(home).results["metrics"]
+        before[name] = {one: (out / one).read_bytes() for one in files}
+    assert kept == ["fid", "both", "clip"] and len(list(out.glob("results-*"))) == 3
+
+
+def test_a_table_of_guidances_that_another_would_replace_is_kept(tmp_path, capsys):
+    def table(**values):
+        results = {
+            float(name[1:]): {"metrics": [{"name": "fid", "value": one}]}
+            for name, one in values.items()
+        }
+        sweep.write(tmp_path, results)
+        plan.check_several(tmp_path)
+        return capsys.readouterr().err
+
+    assert not table(g1=1.0, g2=2.0)
+    assert not table(g1=1.0, g2=2.0, g3=3.0)
+    assert "(guidance 1; guidance 2)" in table(g1=1.5, g3=3.0)
+    assert json.loads((tmp_path / "results-1" / "sweep.json").read_text())["2"] == {"fid": 2.0}
+
+
 def test_shards_of_another_size_and_two_processes_give_the_same_numbers(
     folders, measured, tmp_path, monkeypatch
 ):
@@ -129,6 +178,10 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         ((*images, "--metrics", "fid"), "metrics=fid compares with real images"),
         ((*images, "--metrics", "fidd"), "metrics='fidd' is not known; did you mean"),
         ((*images, "--metrics", "fid,fid", "--reference", real), "has fid twice"),
+        (
+            (*images, "--metrics", "fid", "--mode", "clean,clean", "--reference", real),
+            "mode='clean,clean' has clean twice; give it once",
+        ),
         ((*images, "--metrics", "is", "--reference", real), "is compared with by none"),
         ((*images, "--metrics", "judge:cats"), "judge:cats is no judge; known: compositions, "),
         (
@@ -235,13 +288,41 @@ def test_images_of_other_sizes_than_the_real_ones_are_told_without_a_protocol(fo
         assert told.count("give --protocol NAME for numbers that stand") == (said is not None)
         assert said is None or said in told
     results = scoring_toys.metrics_in(tmp_path / "1")[1]
-    assert sizes.told_of_results({**results, "protocol": {"name": "coco30k"}}) is None
+    real = types.SimpleNamespace(sizes=lambda name: {"12x12": 4, "12x9": 1})
+    assert sizes.told_of_results({**results, "protocol": {"name": "coco30k"}}, real) is None
+    assert sizes.told_of_results(results, None) is None
     [fid, *others] = results["metrics"]
     for crop, is_told in (("none", True), ("padded", True), ("before", False), ("after", False)):
         extractor = {**fid["extractor"], "preprocessing": {"crop": crop}}
         cut = {**fid, "extractor": extractor}
-        assert bool(sizes.told_of_results({**results, "metrics": [cut, *others]})) == is_told
-        assert sizes.told_of_results({**results, "metrics": [cut, fid]})
+        assert bool(sizes.told_of_results({**results, "metrics": [cut, *others]}, real)) == is_told
+        assert sizes.told_of_results({**results, "metrics": [cut, fid]}, real)
+
+
+def test_statistics_of_images_of_other_sizes_are_told_as_the_images_are(folders, tmp_path):
+    """The size that the images had when their features were made: after a protocol, which the
+    sentence names, their own, or that of the images that the file has.
+    """
+    other = write_images(tmp_path / "other", 6, size=12)
+    for name, *more in (("by", "--protocol", "coco30k"), ("own",), ("same",)):
+        images = folders[1] if name == "same" else other
+        inside("evaluate", "reference", images, "--out", tmp_path / f"{name}.npz", *more)
+    np.savez(tmp_path / "adm.npz", arr_0=np.zeros((6, 9, 12, 3), np.uint8))
+    np.savez(tmp_path / "plain.npz", mu=np.zeros(6), sigma=np.eye(6))
+    for name, said in (
+        ("by", "those of the reference 256x256, and each"),
+        ("own", "those of the reference 12x12, and each"),
+        ("adm", "those of the reference 12x9, and each"),
+        ("same", None),
+        ("plain", None),
+    ):
+        mode = ("--reference-mode", "clean") if name in ("adm", "plain") else ()
+        told = inside(
+            "evaluate", "--images", folders[0], "--reference", tmp_path / f"{name}.npz",
+            "--metrics", "fid", "--out", tmp_path / name, *mode,
+        ).stderr  # fmt: skip
+        assert (said in told) if said else "pixels" not in told, (name, told)
+        assert ("give --protocol coco30k for numbers" in told) == (name == "by")
 
 
 def test_two_networks_of_one_name_are_refused_where_they_differ(folders, tmp_path, monkeypatch):

@@ -63,6 +63,19 @@ def test_statistics_are_the_folder_they_were_made_of(folders, measured, tmp_path
     assert "name a new FILE.npz" in refused("evaluate", "reference", real, "--out", npz)
 
 
+@pytest.mark.parametrize("sign", [-1, 5])
+def test_a_matrix_that_is_no_covariance_is_told_before_anything_is_computed(
+    folders, tmp_path, monkeypatch, sign
+):
+    monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are computed"))
+    np.savez(tmp_path / "x.npz", mu=np.zeros(6), sigma=np.eye(6) + sign * (1 - np.eye(6)))
+    said = refused(
+        "evaluate", "--images", folders[0], "--reference", tmp_path / "x.npz", "--reference-mode",
+        "clean", "--metrics", "fid", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert "x.npz': statistics hold a matrix that is no covariance (it has negative" in said
+
+
 def test_statistics_of_more_images_need_no_more_memory(tmp_path):
     """Images are read batch by batch, and their features shard by shard."""
 

@@ -272,7 +272,8 @@ def test_bad_requests_are_refused(prior):
         ({"encodings_BLE": "a"}, "encodings_BLE are no numbers"),
         ({"encodings_BLE": np.full((2, 5, 16), np.inf)}, "encodings_BLE have only values that are"),
         ({"mask_BL": np.ones((2, 4), bool)}, r"mask_BL is bool \(2, 4\); give bool \(2, 5\)"),
-        ({"mask_BL": np.full((2, 5), np.nan)}, "mask_BL is float64"),
+        ({"mask_BL": np.full((2, 5), np.nan)}, "mask_BL has nan in it, where 1"),
+        ({"mask_BL": np.full((2, 5), -1e9)}, "mask_BL has -1e.09 in it, where 1 is seen"),
     ):
         with pytest.raises(UserError, match=said):
             prior.embed(text._replace(**changed))

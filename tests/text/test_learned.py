@@ -6,16 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.on_host import initialise
+from t2i_jax.systems import generation
+from t2i_jax.systems.clip import joint_space
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
 
 TEXT = LearnedText(dim=8, depth=2, heads=2, mlp_dim=16, vocab_size=11, max_length=6, dropout=0.5)
 IDS = np.array([[5, 3, 1, 0, 0], [7, 7, 2, 9, 1]], np.int32)
 EMBED = jax.jit(TEXT.embed)
+SEEN = np.array([[1, 1, 0], [1, 0, 0]], bool)
 
 
 def test_padding_is_not_seen(key):
@@ -80,3 +84,53 @@ def test_stored_embeddings_pass_through(key):
     assert text.embed({}, embeds, np.ones((2, 3), bool)).dtype == jnp.float32
     with pytest.raises(UserError, match="5 wide, not text.dim=4"):
         text.embed({}, np.ones((2, 3, 5)), np.ones((2, 3), bool))
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (np.where(SEEN, 0, -1e9), "has -1e.09 in it, where 1 is seen and 0 is not"),
+        (np.where(SEEN, 0, -np.inf), "has -inf in it"),
+        (np.where(SEEN, 1, np.nan), "has nan in it"),
+        (7 * SEEN, "has 7 in it"),
+        (SEEN.astype(str), "type <U"),
+        (SEEN.astype(complex), "type complex128, no real numbers"),
+        ([[True], [True, False]], "and no array"),
+        (None, "no real numbers"),
+        (SEEN[:, :2], r"and mask \(2, 2\)"),
+    ],
+)
+def test_a_mask_of_stored_embeddings_says_what_is_seen(mask, sentence):
+    """One that is added to scores would be turned round by its truth."""
+    with pytest.raises(UserError, match=f"prompts.*{sentence}"):
+        StoredText(4, 3).encode(None, (np.ones((2, 3, 4)), mask), "prompts")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda array: array,
+        lambda array: array.tolist(),
+        lambda array: list(map(torch.tensor, array)),
+        jnp.asarray,
+        lambda array: torch.tensor(array).bfloat16(),
+        lambda array: torch.tensor(array, dtype=torch.float32, requires_grad=True),
+        lambda array: torch.nn.Parameter(torch.tensor(array, dtype=torch.float32)) + 0,
+    ],
+)
+def test_stored_embeddings_are_arrays_lists_and_live_tensors(make):
+    """Their mask has numbers of the same kind; a row that sees nothing is a prompt without text."""
+    embeds, mask = np.arange(24.0).reshape(2, 3, 4), 1.0 * SEEN * [[1], [0]]
+    pair = generation.repeated((make(embeds), make(mask)), 2)
+    found = StoredText(4, 4).encode(None, pair, "prompts")
+    assert (found["text_embeds"][::2, :3] == embeds).all()
+    assert (found["text_mask"][:, :3] == np.repeat(mask > 0, 2, axis=0)).all()
+    assert (joint_space.numbers("image_embeds", make(embeds), "(P, L, 4)") == embeds).all()
+
+
+@pytest.mark.parametrize("embeds", [np.ones((2, 3, 4), complex), "text", [["x"]], object()])
+def test_embeddings_that_are_no_numbers_are_one_sentence(embeds):
+    for each in (1, 2):
+        pair = generation.repeated((embeds, SEEN), each)
+        with pytest.raises(UserError, match="prompts"):
+            StoredText(4, 3).encode(None, pair, "prompts")

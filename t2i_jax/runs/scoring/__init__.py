@@ -9,6 +9,8 @@
                               tokenizer gives back, by which two results are paired
     OUT/times.json            seconds that the last command took; the only file that is not the same
                               when it is made again
+    OUT/results-1/            the files of results that another command has replaced since, of other
+                              metrics or another reference
     OUT/report.html           the numbers and images in one page
 
 Every step passes over what is there whole, so that a command that was killed goes on where it was,

@@ -129,6 +129,10 @@ class Leading:
         """The entry about the reference in the results, as JSON."""
         return self._reference.about(extractor)
 
+    def sizes(self, extractor: str) -> Mapping[str, int] | None:
+        """By size how many images of the whole reference have it; None: nothing tells."""
+        return self._reference.sizes(extractor)
+
     def image(self, extractor: str, row: int) -> np.ndarray | None:
         """The image of a row of the features; None where there are no images."""
         return self._reference.image(extractor, row)

@@ -173,7 +173,7 @@ def evaluate_source(
             del counted["grid"]
         plan.settle(job.out, {**told, "images": counted, "software": plan.software()})
         found = _scored(job, images, reference, measures, job.out, progress, spec)
-    _tell_of_sizes(found)
+    _tell_of_sizes(found, reference)
     return found
 
 
@@ -230,13 +230,13 @@ def evaluate_run(
             found[guidance] = _scored(job, images, reference, measures, out, progress, title)
         if len(chosen) > 1 and job.metrics and processes.is_first():
             sweep.write(job.out, {one: found[one] for one in found if one is not None})
-    _tell_of_sizes(next(iter(found.values())))
+    _tell_of_sizes(next(iter(found.values())), reference)
     return found if job.metrics else {}
 
 
-def _tell_of_sizes(results):
+def _tell_of_sizes(results, reference):
     """Warns where images of two sizes are compared as they are; {}: nothing was measured here."""
-    if results and (told := sizes.told_of_results(results)):
+    if results and (told := sizes.told_of_results(results, reference)):
         generation.tell(told)
 
 

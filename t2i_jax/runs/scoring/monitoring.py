@@ -230,7 +230,7 @@ class Measurer:
             return
         compared = (wanted.extractor(one) for one in wanted.metrics if one.compares)
         name = next((one.name for one in compared if sizes.is_whole(one.about)), None)
-        real = None if name is None else wanted.reference.about(name).get("sizes")
+        real = None if name is None else wanted.reference.sizes(name)
         if real and (told := sizes.told({f"{side}x{side}": wanted.count}, real)):
             generation.tell(f"{told}; give squares of {side} pixels as evaluation.reference")
 

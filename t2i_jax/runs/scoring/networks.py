@@ -177,14 +177,16 @@ def parse_modes(text: str) -> list[str]:
     """The modes in "clean,tf".
 
     Raises:
-      UserError: an unknown one, or none.
+      UserError: an unknown one, one that stands twice, or none.
     """
     modes = [mode.strip() for mode in text.split(",") if mode.strip()]
     if not modes:
         raise UserError(f"mode={text!r} names none; give for example clean.")
     for mode in modes:
         config.one_of("mode", mode, resize.INCEPTION)
-    return list(dict.fromkeys(modes))
+        if modes.count(mode) > 1:
+            raise UserError(f"mode={shown(text)} has {mode} twice; give it once.")
+    return modes
 
 
 def check_mode(mode: str | None, uses_inception: bool, where: str) -> None:

@@ -39,7 +39,7 @@ _FILES = (
     FILE, RESULTS, VALUES, MARKS, "times.json", "sweep.json", REPORT, "codes/*.npz",
     "features/*/*/*.npz",
 )  # fmt: skip
-_OF_SEVERAL = ("features", "guidance-*", "sweep.json", REPORT)
+_OF_SEVERAL = ("features", "guidance-*", "results-[1-9]*", "sweep.json", REPORT)
 _MOST = 4  # fields that a refusal names
 # flags that change no number, and one that is told as devices
 _IDLE_FLAGS = ("--xla_dump_", "--xla_force_host_platform_device_count=")

@@ -15,7 +15,7 @@ from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.eval import protocol as protocols
 from t2i_jax.eval.extractors import Extractor
-from t2i_jax.eval.frechet import Gaussian
+from t2i_jax.eval.frechet import Gaussian, factor
 from t2i_jax.eval.rows import Rows
 from t2i_jax.eval.statistics_file import read_statistics
 from t2i_jax.runs.scoring import sources
@@ -68,6 +68,12 @@ class Reference(Protocol):
 
     def about(self, extractor: str) -> Mapping[str, Any]:
         """The entry about the reference in the results, as JSON."""
+        ...
+
+    def sizes(self, extractor: str) -> Mapping[str, int] | None:
+        """By size, as "640x480", how many images of the reference have it, in statistics that a
+        protocol made the size that it gave them; None: nothing tells.
+        """
         ...
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:
@@ -173,6 +179,10 @@ class ImagesReference:
         told = {**self._images.about(), **self._images.passed_over()}
         return {**told, **self._found[extractor].about}
 
+    def sizes(self, extractor: str) -> Mapping[str, int]:
+        """By size how many of the images that could be used have it."""
+        return self._found[extractor].about["sizes"]
+
     def image(self, extractor: str, row: int) -> np.ndarray:
         """The image of a row, uint8 (H, W, 3)."""
         return self._images.read(int(self._found[extractor].kept[row]))
@@ -239,17 +249,17 @@ class StatisticsReference:
           Of how many images it has features, or what they are computed of; None: of none.
 
         Raises:
-          UserError: statistics of another extractor, layer or protocol, without features, or of
-            images that were drawn at another size.
+          UserError: statistics of another extractor, layer or protocol, without features, with a
+            matrix that is no covariance, or of images that were drawn at another size.
         """
         found = read_statistics(self._path, extractor.name, self._mode)
         _check_width(found, extractor, layer)
+        _check_covariance(found)
         if needs_features and found.features_ND is None and found.images_NHWC is None:
             raise _without_features(found.path, metric)
         if protocol is not None:
-            made_by = found.about.get("protocol") or {} if "protocol" in found.about else None
             named = f"reference={paths.shown(found.path)}"
-            protocol.check_reference(named, found.count, made_by)
+            protocol.check_reference(named, found.count, protocols.made_by(found.about))
         else:
             _check_drawn(found, size)
         kept = found.images_NHWC if found.features_ND is None else found.features_ND
@@ -272,6 +282,22 @@ class StatisticsReference:
             "count": self.count(extractor),
             "made_from": {name: found.about[name] for name in found.about if name not in _OWN},
         }
+
+    def sizes(self, extractor: str) -> Mapping[str, int] | None:
+        """That of the protocol by which the statistics were made, or those of the images that they
+        are of, as the JSON beside the file or the images in it tell; None: neither does.
+        """
+        found = self._read[extractor]
+        made_by = protocols.made_by(found.about)
+        if isinstance(side := (made_by or {}).get("size"), int):
+            return {f"{side}x{side}": found.count or 0}
+        if found.images_NHWC is not None:
+            count, height, width, _ = found.images_NHWC.shape
+            return {f"{width}x{height}": count}
+        about = found.about.get("images")
+        kept = about.get("sizes") if isinstance(about, dict) else None
+        is_whole = isinstance(kept, dict) and all(isinstance(one, int) for one in kept.values())
+        return kept if is_whole and kept else None
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:
         """An image of a file with images, where its features are not its own."""
@@ -302,6 +328,15 @@ def _check_drawn(found, size):
         f"pixels, and the images that it is compared with have {wanted}; make it with --size "
         f"{wanted}."
     )
+
+
+def _check_covariance(found):
+    """Refuses a matrix with negative eigenvalues, which is none."""
+    try:
+        if found.gaussian is not None:
+            factor(found.gaussian.covariance_DD)
+    except UserError as error:
+        raise UserError(f"reference={paths.shown(found.path)}: {error}") from None
 
 
 def _check_width(found, extractor, layer):

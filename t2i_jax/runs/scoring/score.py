@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,10 +22,11 @@ from t2i_jax.eval.alignment import check_captions
 from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.protocol import Protocol
-from t2i_jax.runs.scoring import features, plan
+from t2i_jax.runs.report import REPORT
+from t2i_jax.runs.scoring import features, plan, replaced
 from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of, share_interval
 from t2i_jax.runs.scoring.reference import Reference
-from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES
+from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES, read_results
 from t2i_jax.runs.scoring.split import Share
 from t2i_jax.systems import generation
 from t2i_jax.text.encoder import told_of_lengths
@@ -182,7 +184,15 @@ def score(
 def write(
     out: pathlib.Path, images: Images, results: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
-    """Writes the results of `assembled`, and marks.json where images have marks."""
+    """Writes the results of `assembled`, and marks.json where images have marks. Results that are
+    there and have other numbers are kept, see `replaced.keep`.
+    """
+    begun = None
+    with contextlib.suppress(UserError):  # there are none, or they are damaged
+        begun = read_results(out).results
+    if begun is not None:
+        lost = replaced.lost_metrics(begun, results)
+        replaced.keep(out, (RESULTS, VALUES, MARKS, REPORT), lost)
     if images.marks:
         marks = zip(images.keys, images.marks, strict=True)
         plan.write_json(out / MARKS, [[*key, mark] for key, mark in marks])

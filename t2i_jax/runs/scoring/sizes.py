@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from t2i_jax.eval import protocol as protocols
+from t2i_jax.runs.scoring.reference import Reference
 from t2i_jax.words import counted
 
 
@@ -36,16 +38,24 @@ def is_whole(extractor: Mapping[str, Any]) -> bool:
     return extractor.get("preprocessing", {}).get("crop", "none") in ("none", "padded")
 
 
-def told_of_results(results: Mapping[str, Any]) -> str | None:
+def told_of_results(results: Mapping[str, Any], reference: Reference | None) -> str | None:
     """The warning of `told` for the contents of results.json, as a sentence without its full stop;
     None too where a protocol was given, or nothing tells of the sizes.
+
+    Args:
+      reference: that the results are of; None: they compare with none.
     """
-    for one in results["metrics"] if results["protocol"] is None else ():
-        real = (one["reference"] or {}).get("sizes")
-        if not real or not is_whole(one["extractor"]):
+    if reference is None or results["protocol"] is not None:
+        return None
+    for one in results["metrics"]:
+        if one["reference"] is None or not is_whole(one["extractor"]):
             continue
-        if said := told(results["generated"][one["extractor"]["name"]]["sizes"], real):
-            return f"{said}; give --protocol NAME for numbers that stand beside those of others"
+        name = one["extractor"]["name"]
+        real, own = reference.sizes(name), results["generated"][name]["sizes"]
+        if real and (said := told(own, real)):
+            made_by = protocols.made_by(one["reference"].get("made_from") or {}) or {}
+            named = made_by.get("name", "NAME")
+            return f"{said}; give --protocol {named} for numbers that stand beside those of others"
     return None
 
 

@@ -12,7 +12,7 @@ from t2i_jax import files
 from t2i_jax.errors import UserError
 from t2i_jax.runs.plot import plot
 from t2i_jax.runs.report import REPORT, page_of
-from t2i_jax.runs.scoring import plan
+from t2i_jax.runs.scoring import plan, replaced
 from t2i_jax.values import shown
 
 FILE = "sweep.json"
@@ -70,14 +70,16 @@ def curves(found: Mapping[float, Mapping[str, Any]]) -> list[str]:
 
 
 def write(out: pathlib.Path, found: Mapping[float, Mapping[str, Any]]) -> None:
-    """Writes OUT/sweep.json, by guidance the value of each metric, and OUT/report.html."""
-    plan.write_json(
-        out / FILE,
-        {
-            f"{guidance:g}": {one["name"]: one["value"] for one in results["metrics"]}
-            for guidance, results in found.items()
-        },
-    )
+    """Writes OUT/sweep.json, by guidance the value of each metric, and OUT/report.html. A table
+    that is there and has other values is kept, see `replaced.keep`.
+    """
+    rows = {
+        f"{guidance:g}": {one["name"]: one["value"] for one in results["metrics"]}
+        for guidance, results in found.items()
+    }
+    if begun := files.read_object(out / FILE):
+        replaced.keep(out, (FILE,), replaced.lost_guidances(begun, rows))
+    plan.write_json(out / FILE, rows)
     told = html.escape("\n".join(table(found)))
     links = "".join(
         f"<li><a href='guidance-{one:g}/{REPORT}'>guidance {one:g}</a></li>" for one in found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.foreign.arrays import not_finite
+from t2i_jax.foreign import arrays
 from t2i_jax.systems.generation import tell
 
 _SHORT, _LONG = 0.5, 2.0  # of a prior that is not held to the sphere, lengths are about 1
@@ -23,13 +23,11 @@ def numbers(name: str, given: Any, shape: str) -> np.ndarray:
       UserError: something else.
     """
     try:
-        array = np.asarray(given)
-        if array.dtype.kind in "cSUMm":
-            raise TypeError(f"they are {array.dtype}")
-        array = array.astype(np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{name} are no numbers ({error}); give {shape}.") from error
-    if array.size and (unfit := not_finite(array)):
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+            array = arrays.given(given).astype(np.float32)
+    except arrays.NoArray as error:
+        raise UserError(f"{name} are no numbers (what is given {error}); give {shape}.") from error
+    if array.size and (unfit := arrays.not_finite(array)):
         raise UserError(f"{name} have {unfit}; compute them again.")
     return array
 

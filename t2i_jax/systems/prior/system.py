@@ -13,6 +13,7 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.eval.grid import grid
+from t2i_jax.foreign import arrays as foreign
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
@@ -175,13 +176,7 @@ class PriorSystem(System):
         encodings = joint_space.numbers(f"{field}.encodings_BLE", text.encodings_BLE, wanted)
         if encodings.ndim != 3 or encodings.shape[::2] != (shape[0], of_tokens):
             raise UserError(f"{field} have encodings of shape {encodings.shape}; give {wanted}.")
-        mask = (encodings != 0).any(-1) if text.mask_BL is None else np.asarray(text.mask_BL)
-        if mask.shape != encodings.shape[:2] or mask.dtype.kind not in "biu":
-            raise UserError(
-                f"{field}.mask_BL is {mask.dtype} {mask.shape}; give bool {encodings.shape[:2]}, "
-                "True at tokens."
-            )
-        mask = mask.astype(bool)
+        mask = _mask(f"{field}.mask_BL", text.mask_BL, encodings)
         return {**arrays, "text_embeds": encodings, "text_mask": mask}
 
     def preview(
@@ -231,3 +226,17 @@ class PriorSystem(System):
             samples["image"][nearest[:_SHOWN]], 8, _SIDE, captions[:_SHOWN], right[:_SHOWN]
         )
         return sheet, {name: float(value) for name, value in found.items()}
+
+
+def _mask(named, given, encodings_BLE):
+    """The mask of encodings, bool (B, L); None: where they are not zeros."""
+    shape = encodings_BLE.shape[:2]
+    if given is None:
+        return (encodings_BLE != 0).any(-1)
+    try:
+        found = foreign.mask(given)
+    except foreign.NoArray as error:
+        raise UserError(f"{named} {error}; give bool {shape}, True at tokens.") from error
+    if found.shape != shape:
+        raise UserError(f"{named} is bool {found.shape}; give bool {shape}, True at tokens.")
+    return found
