@@ -147,20 +147,13 @@ def _csv_rows(lines, tabs, named) -> Iterator[Row]:
     delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
     delimiter = told[1] if told else delimiter
     cells, reason = _parsed(lines, delimiter)
-    columns: list[str] = [cell.strip().lower() for cell in cells]
-    if any("\0" in name for name in columns):  # UTF-16 without its mark, UTF-32
-        raise UserError(f"{named} can't be read as UTF-8 text; save it as such.")
-    if reason or not any(columns):
-        raise UserError(f"{named} has no names of columns in line 1; write them there.")
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{named} has the column {twice!r} twice; leave one.")
+    columns = _columns(cells, reason, named)
     while True:
         number = lines.number
         cells, reason = _parsed(lines, delimiter)
         if lines.number == number:
             return
-        if any(cells[len(columns) :]):
+        if any(cell.strip() for cell in cells[len(columns) :]):
             raise UserError(
                 f"{named} has {counted(len(cells), 'cell')} for "
                 f"{counted(len(columns), 'column')} in line {number}; put a "
@@ -169,6 +162,21 @@ def _csv_rows(lines, tabs, named) -> Iterator[Row]:
         if reason or any(cell.strip() for cell in cells):
             cells += [None] * (len(columns) - len(cells))
             yield _checked(number, dict(zip(columns, cells)), reason)
+
+
+def _columns(cells, reason, named) -> list[str]:
+    """The names of a table's columns, from its first line."""
+    columns: list[str] = [cell.strip().lower() for cell in cells]
+    while columns and not columns[-1]:  # as spreadsheets leave them: what stands there has no name
+        columns.pop()
+    if any("\0" in name for name in columns):  # UTF-16 without its mark, UTF-32
+        raise UserError(f"{named} can't be read as UTF-8 text; save it as such.")
+    if reason or not columns:
+        raise UserError(f"{named} has no names of columns in line 1; write them there.")
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{named} has the column {twice!r} twice; leave one.")
+    return columns
 
 
 def _parsed(lines, delimiter) -> tuple[list[Any], str]:
