@@ -77,21 +77,32 @@ def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         # not ascontiguousarray, which makes a vector of a single number
         save_file({key: np.array(value, order="C") for key, value in state.items()}, path)
     elif path.suffix.lower() in torch_file.ENDINGS:
-        import torch
-
-        torch.save(tensors(state), path)
+        _save(tensors(state), path)
     else:
         raise _unwritten(path, f"{SAFE} or .pt")
 
 
 def write_checkpoint(path: str | pathlib.Path, loaded: Mapping[str, Any]) -> None:
     """Writes tensors and plain values, nested in dicts, as torch.save does."""
-    import torch
-
     path = pathlib.Path(path)
     if path.suffix.lower() not in torch_file.ENDINGS:
         raise _unwritten(path, f".pt, or {SAFE} for the weights alone")
-    torch.save(dict(loaded), path)
+    _save(dict(loaded), path)
+
+
+def _save(held, path):
+    """Writes a file as torch.save does; OSError with the system's reason where it can't be written,
+    of which torch.save tells nothing: it fails once more when it ends the file.
+    """
+    import torch
+
+    with open(path, "wb") as file:
+        try:
+            torch.save(held, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _unwritten(path, remedy):
