@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from t2i_jax.words import counted
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 FILE_KEYS = ("file", "file_name", "filename", "image", "image_path", "path", "img")
 """Columns in which a table names an image, the first that a row has."""
+_COLUMNS = (*FILE_KEYS, "columns")  # names in a .json file that isn't by the names of images
 _MOST_BYTES, _MOST_JSON = 2**32, 2**28  # most bytes of a table, and of one that is read whole
 _MOST_DIGITS = 100  # most digits of a number
 _LONGEST_LINE = 2**24  # most characters of a line
@@ -54,6 +56,14 @@ class Row(NamedTuple):
     line: int
     values: Mapping[str, Any]
     reason: str = ""
+
+
+def spelled(name: str) -> str:
+    """The one spelling of a file's name, below a folder, for names that others wrote: the letters
+    composed, which macOS writes apart; slashes for those of Windows; without spaces around a name.
+    """
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return os.path.normpath("/".join(part.strip() for part in parts))
 
 
 def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
@@ -272,6 +282,12 @@ class _Object(dict):
 
 def _json(path, field):
     found = _json_of(path, field)
+    column = next((one for one in _COLUMNS if isinstance(found, dict) and one in found), None)
+    if column is not None:
+        raise UserError(
+            f"{field}={str(path)!r} is an object of columns (with {column!r}) or of one row; write "
+            "a list of objects, one for each row, as to_json(orient='records') of pandas does."
+        )
     if isinstance(found, dict) and any(_are_objects(one) for one in found.values()):
         lists = ", ".join(printable(name) for name, one in found.items() if _are_objects(one))
         raise UserError(

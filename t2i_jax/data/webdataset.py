@@ -18,6 +18,7 @@ from t2i_jax.data.folder import LEFTOVER, is_leftover
 from t2i_jax.data.image_file import ENDINGS, MOST_BYTES, ImageFiles
 from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample
+from t2i_jax.data.table import spelled
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular
 from t2i_jax.terminal import say
@@ -154,9 +155,9 @@ class _Group:
         return any(ending.endswith(ENDINGS) for ending in self.parts)
 
     def in_small_letters(self) -> tuple[str, str]:
-        """The folder as it is, and the name in small letters."""
+        """The folder, and the name in small letters, both in the one spelling of names."""
         folder, _, stem = self.key.rpartition("/")
-        return folder, stem.lower()
+        return spelled(folder), spelled(stem).lower()
 
     def take_captions(self, other: _Group) -> None:
         """Moves captions of another group here, unless there is a caption of the same name here."""

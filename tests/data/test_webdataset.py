@@ -219,11 +219,12 @@ def test_capital_letters_make_no_difference_unless_both_are_there(tmp_path):
     members = [(name, encode(photo())) for name in ("d/A.PNG", "b.png", "B.png", "Img.01.png")]
     for name in ("d/a.txt", "D/a.json", "B.txt", "b.txt", "c.txt", "img.01.txt", "d/A.npy"):
         members += [(name, name.encode())]
+    members[4:4] = [("\xe9.png", members[0][1]), ("./e\u0301.txt", b"letters as macOS writes them")]
     write(tmp_path / "a.tar", members)
     source = WebDatasetSource(str(tmp_path / "a.tar"))
-    found = [source.caption(i) for i in range(4)]
-    assert found == ["d/a.txt", "b.txt", "B.txt", "img.01.txt"]
-    assert [reason(source, i) for i in range(4, len(source))] == ["no image"] * 2  # c, D/a
+    found = [source.caption(i) for i in range(5)]
+    assert found == ["d/a.txt", "b.txt", "B.txt", "img.01.txt", "letters as macOS writes them"]
+    assert [reason(source, i) for i in range(5, len(source))] == ["no image"] * 2  # c, D/a
     assert source.passed_over.names == ["a.tar/d/A.npy: member beside another of its sample"]
 
 
