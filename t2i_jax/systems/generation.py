@@ -469,11 +469,15 @@ def offloaded(system: Any) -> Any:
 
 
 def plain(options: Any) -> None:
-    """Makes Python numbers of the NumPy and JAX scalars in a frozen dataclass, and tuples of its
+    """Makes Python values of the NumPy and JAX scalars in a frozen dataclass, and tuples of its
     lists.
+
+    Raises:
+      UserError: something else than True and False where one of them is meant.
     """
     for name in config.fields_of(type(options)):
         object.__setattr__(options, name, _plain(getattr(options, name)))
+    config.check_flags(options)
 
 
 def _plain(value):
