@@ -26,7 +26,8 @@ def numbers(name: str, given: Any, shape: str) -> np.ndarray:
         array = np.asarray(given)
         if array.dtype.kind in "cSUMm":
             raise TypeError(f"they are {array.dtype}")
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what no float32 holds is told below
+            array = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{name} are no numbers ({error}); give {shape}.") from error
     if array.size and (unfit := not_finite(array)):
