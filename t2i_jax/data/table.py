@@ -39,6 +39,7 @@ codecs.register_error(_ODD, lambda error: ("\udcff", error.end))  # type: ignore
 _LIMIT = threading.Lock()  # guards the csv module's limit, which all threads share
 _SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
 _QUOTE_AFTER_SPACE = re.compile(r' +"')
+_SPACE_AFTER_QUOTE = re.compile(r'((?:^|(?<=[,;\t ]))"(?:[^"]|"")*+") +(?=[,;\t\r\n]|$)')
 _NO_OBJECT = "row that is no JSON object"
 _MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
@@ -73,7 +74,7 @@ def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
 
     UTF-8, or UTF-16 with its mark. A CSV file whose first line has semicolons and no comma has its
     cells apart by semicolons; a line "sep=;" before it, as spreadsheets write it, says so too.
-    Spaces before a quote are none of the cell. Blank lines are no rows. A row that can't be used
+    Spaces around a quoted cell are none of it. Blank lines are no rows. A row that can't be used
     (broken quotes or JSON, a column twice, a cell of more than 131,072 characters) is told with its
     reason, the others are read. A .json file may also be a list of texts, in the column "caption".
 
@@ -195,6 +196,9 @@ def _parsed(lines, delimiter) -> tuple[list[Any], str]:
     After broken quotes the next line begins a row, so that they cost no other one.
     """
     cells, used = _row(lines, delimiter)
+    if cells is None and (without := _SPACE_AFTER_QUOTE.sub(r"\1", used[0])) != used[0]:
+        lines.give_back([without, *used[1:]])
+        cells, used = _row(lines, delimiter)
     if cells is not None and any(_QUOTE_AFTER_SPACE.match(cell) for cell in cells):
         lines.give_back(used)
         freely, used = _row(lines, delimiter, skipinitialspace=True)

@@ -142,10 +142,15 @@ def test_forms_that_other_programs_write(folder):
         assert [row.values for row in table(folder, "a.csv", text.encode("utf-8-sig"))] == wanted
 
 
-def test_spaces_before_a_quote_are_none_of_the_cell(folder):
+def test_spaces_around_a_quoted_cell_are_none_of_it(folder):
     lines = ["file, text", 'a.png, "a cat, sitting"', ' b.png,   "two', 'lines"', " c.png, kept "]
     lines += ['d.png, "open', 'e.png, 5" wide', '"f.png"," ""kept"""', 'g.png, "after" x']
-    lines += ['h.png,"broken" x', "i.png, last"]
+    lines += [
+        'h.png,"broken" x',
+        "i.png, last",
+        '"j.png" , "a ""dog"" , sitting"  ',
+        '"k.png" ,open"',
+    ]
     rows = table(folder, "a.csv", "\n".join(lines))
     assert [(row.line, row.reason) for row in rows if row.reason] == [
         (line, "row with broken quotes") for line in (6, 9, 10)
@@ -157,6 +162,8 @@ def test_spaces_before_a_quote_are_none_of_the_cell(folder):
         ("e.png", ' 5" wide'),
         ("f.png", ' "kept"'),
         ("i.png", " last"),
+        ("j.png", 'a "dog" , sitting'),
+        ("k.png", 'open"'),
     ]
 
 
