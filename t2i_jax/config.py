@@ -77,8 +77,8 @@ def nearest_field(path: str, config: Any) -> str | None:
 def one_of(field: str, value: Any, known: Iterable[str]) -> None:
     """Refuses a value that is not among the known ones."""
     known = list(known)
-    if value not in known:
-        raise UserError(f"{field}={value!r} is not known; {did_you_mean(str(value), known)}")
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{field}={shown(value)} is not known; {did_you_mean(str(value), known)}")
 
 
 def some_of(field: str, values: Sequence[str], known: Iterable[str]) -> None:
@@ -192,6 +192,17 @@ def check_types(config: Any, path: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, numbers.Real):
             check(type(config), name, value, f"{path}.{name}")
+
+
+def check_flags(config: Any) -> None:
+    """Refuses what is neither True nor False in a field that is one of these, or None where its
+    type says so: a text such as "no" would count as True.
+    """
+    kind = type(config)
+    for name in fields_of(kind):
+        annotation = _annotation(kind, name)
+        if bool in (annotation, *typing.get_args(annotation)):
+            check(kind, name, getattr(config, name))
 
 
 def _made(cls, given, path):

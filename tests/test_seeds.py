@@ -6,6 +6,7 @@ import pytest
 
 from t2i_jax.errors import UserError
 from t2i_jax.seeds import key_of, keys_of
+from t2i_jax.systems import generation
 
 
 def _bits(key):
@@ -44,3 +45,21 @@ def test_anything_else_is_one_sentence():
         with pytest.raises(UserError, match="train.seed=.* is not a whole number from 0 to") as e:
             key_of("train.seed", seed)
         assert len(str(e.value)) < 200
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 12])
+def test_a_list_of_seeds_has_one_for_each_prompt_or_for_each_image(count):
+    """Three prompts, two images of each, and of each image two candidates."""
+    arguments = ({"text": np.arange(3)}, 12, 4, list(range(count)), 5)
+    if count not in (3, 6):
+        with pytest.raises(UserError, match=f"seed has {count} numbers? for 6 images of 3 prompts"):
+            generation.batches(*arguments, candidates=2)
+        return
+    rows = list(generation.batches(*arguments, candidates=2))
+    keys = np.concatenate([jax.random.key_data(one.keys_B)[: one.count] for one in rows])
+    each = 12 // count
+    wanted = [
+        jax.random.key_data(jax.random.fold_in(key_of("seed", i // each), i % each))
+        for i in range(12)
+    ]
+    np.testing.assert_array_equal(keys, wanted)

@@ -5,6 +5,7 @@ imports torch, inside functions.
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from t2i_jax.foreign import file, msgpack_file, safetensors_file, torch_file
 
 SAFE = ".safetensors"
 """The ending of a file of arrays alone; `torch_file.ENDINGS` are those of PyTorch's own."""
+# Names of a list of files over which weights are spread, and of one of them.
+_PART = re.compile(r"\.index\.json$|-\d+-of-(?!0*1\.)\d+\.\w+$")
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict")
 
@@ -55,8 +58,10 @@ def load(path: str | pathlib.Path, field: str = "weights") -> Any:
       field: what the path was given as, for messages.
 
     Raises:
-      UserError: no such file, another suffix, or a file that holds more.
+      UserError: no such file, another suffix, a file that holds more, or one of several over which
+        weights are spread.
     """
+    _check_whole(paths.given(field, path), field)
     path = file.check(path, field)
     if path.suffix.lower() == SAFE:
         return {name: one() for name, one in safetensors_file.readers(path, field).items()}
@@ -68,6 +73,16 @@ def load(path: str | pathlib.Path, field: str = "weights") -> Any:
     raise UserError(f"{field}={str(path)!r} is of an unknown kind; {kinds}.")
 
 
+def _check_whole(path, field):
+    """Refuses a part of weights, the list of the parts, and a folder that holds such a list."""
+    listed = [path.name, *(one.name for one in path.glob("*.index.json"))]
+    if any(map(_PART.search, listed)):
+        raise UserError(
+            f"{field}={str(path)!r} is spread over several files (sharded); load it where it was "
+            "made, and save its state_dict() in one file."
+        )
+
+
 def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes arrays by name as .safetensors, or as a .pt state dict of tensors."""
     path = paths.new("weights", path)
@@ -77,21 +92,32 @@ def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         # not ascontiguousarray, which makes a vector of a single number
         save_file({key: np.array(value, order="C") for key, value in state.items()}, path)
     elif path.suffix.lower() in torch_file.ENDINGS:
-        import torch
-
-        torch.save(tensors(state), path)
+        _save(tensors(state), path)
     else:
         raise _unwritten(path, f"{SAFE} or .pt")
 
 
 def write_checkpoint(path: str | pathlib.Path, loaded: Mapping[str, Any]) -> None:
     """Writes tensors and plain values, nested in dicts, as torch.save does."""
-    import torch
-
     path = pathlib.Path(path)
     if path.suffix.lower() not in torch_file.ENDINGS:
         raise _unwritten(path, f".pt, or {SAFE} for the weights alone")
-    torch.save(dict(loaded), path)
+    _save(dict(loaded), path)
+
+
+def _save(held, path):
+    """Writes a file as torch.save does; OSError with the system's reason where it can't be written,
+    of which torch.save tells nothing: it fails once more when it ends the file.
+    """
+    import torch
+
+    with open(path, "wb") as file:
+        try:
+            torch.save(held, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _unwritten(path, remedy):

@@ -61,6 +61,9 @@ def clean_caption(text: Any, name: str) -> str:
     # halves of letters, which JSON can spell
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise BadSample("caption is not UTF-8", name)
+    text = text.strip("\0")  # as text of a fixed length is filled up
+    if text.count("\0") > len(text) // 4:  # UTF-16 without its mark: every other letter
+        raise BadSample("caption is not UTF-8", name)
     text = " ".join(text.replace("\0", " ").split())
     if not text:
         raise BadSample("empty caption", name)

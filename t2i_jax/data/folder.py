@@ -17,7 +17,7 @@ from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.image_file import ENDINGS, ImageFiles, decode, file_bytes, looks_like_image
 from t2i_jax.data.ledger import Ledger, printable
 from t2i_jax.data.source import BadSample
-from t2i_jax.data.table import FILE_KEYS, read_table
+from t2i_jax.data.table import FILE_KEYS, read_table, spelled
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular, read_regular
 
@@ -208,6 +208,7 @@ def _found(folder, passed_over):
             by_name.append(_Sample(os.path.join(where, name), caption_file=file))
         for name in sorted(set(texts) - set(texts_of.values())):
             passed_over.note(f"{_kind(name)} that no image takes", os.path.join(where, name))
+    from_tables = _respelled(folder, from_tables, unnamed)
     named = {os.path.normpath(sample.image) for sample in from_tables}
     for name in unnamed:
         if name not in named:
@@ -216,6 +217,20 @@ def _found(folder, passed_over):
     for name in sorted(conds.difference(_taken(found, conds))) if conds else ():
         passed_over.note("condition image that no image takes", name)
     return found
+
+
+def _respelled(folder, samples, images):
+    """The samples of tables; where there is no image of a name and one that is spelled in another
+    way, see `table.spelled`, it is meant.
+    """
+    unknown = {sample.image for sample in samples if not sample.reason}.difference(images)
+    if not unknown:
+        return samples
+    there = {spelled(name): name for name in images}
+    meant = {name: there[spelled(name)] for name in unknown if spelled(name) in there}
+    for name in [one for one in meant if os.path.lexists(folder / one)]:
+        del meant[name]
+    return [one._replace(image=meant.get(one.image, one.image)) for one in samples]
 
 
 def _taken(samples, conds):
@@ -294,14 +309,16 @@ def _is_of_geneval(parent, name):
 
 def _caption_files(images, texts):
     """The file that holds the caption of each image, None without one: of the image's own spelling,
-    else with other capital letters one that is no other image's.
+    else with other capital letters, or spelled in another way, one that is no other image's.
     """
     found: dict[str, str | None] = dict.fromkeys(images)
-    for spelled in (_small_ending, str.lower):
+    for spelling in (_small_ending, str.lower, _small_and_spelled):
         taken = set(found.values())
-        free = {spelled(name): name for name in texts if name not in taken}
+        free = {spelling(name): name for name in texts if name not in taken}
+        if not free:
+            break
         for image in (name for name, text in found.items() if text is None):
-            wanted = map(spelled, captions.beside(os.path.splitext(image)[0], image))
+            wanted = map(spelling, captions.beside(os.path.splitext(image)[0], image))
             found[image] = next((free[name] for name in wanted if name in free), None)
     return found
 
@@ -309,6 +326,10 @@ def _caption_files(images, texts):
 def _small_ending(name):
     stem, ending = os.path.splitext(name)
     return stem + ending.lower()
+
+
+def _small_and_spelled(name):
+    return spelled(name).lower()
 
 
 def _of_table(folder, where, name):

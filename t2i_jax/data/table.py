@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from t2i_jax.words import counted
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 FILE_KEYS = ("file", "file_name", "filename", "image", "image_path", "path", "img")
 """Columns in which a table names an image, the first that a row has."""
+_COLUMNS = (*FILE_KEYS, "columns")  # names in a .json file that isn't by the names of images
 _MOST_BYTES, _MOST_JSON = 2**32, 2**28  # most bytes of a table, and of one that is read whole
 _MOST_DIGITS = 100  # most digits of a number
 _LONGEST_LINE = 2**24  # most characters of a line
@@ -37,6 +39,7 @@ codecs.register_error(_ODD, lambda error: ("\udcff", error.end))  # type: ignore
 _LIMIT = threading.Lock()  # guards the csv module's limit, which all threads share
 _SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
 _QUOTE_AFTER_SPACE = re.compile(r' +"')
+_SPACE_AFTER_QUOTE = re.compile(r'((?:^|(?<=[,;\t ]))"(?:[^"]|"")*+") +(?=[,;\t\r\n]|$)')
 _NO_OBJECT = "row that is no JSON object"
 _MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
@@ -56,6 +59,14 @@ class Row(NamedTuple):
     reason: str = ""
 
 
+def spelled(name: str) -> str:
+    """The one spelling of a file's name, below a folder, for names that others wrote: the letters
+    composed, which macOS writes apart; slashes for those of Windows; without spaces around a name.
+    """
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return os.path.normpath("/".join(part.strip() for part in parts))
+
+
 def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
     """The rows of a table, by its ending: .csv, .tsv (cells apart by tabs), .jsonl or .ndjson (an
     object a line), .json (a list of objects, or an object of names with what belongs to each, which
@@ -63,7 +74,7 @@ def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
 
     UTF-8, or UTF-16 with its mark. A CSV file whose first line has semicolons and no comma has its
     cells apart by semicolons; a line "sep=;" before it, as spreadsheets write it, says so too.
-    Spaces before a quote are none of the cell. Blank lines are no rows. A row that can't be used
+    Spaces around a quoted cell are none of it. Blank lines are no rows. A row that can't be used
     (broken quotes or JSON, a column twice, a cell of more than 131,072 characters) is told with its
     reason, the others are read. A .json file may also be a list of texts, in the column "caption".
 
@@ -147,20 +158,13 @@ def _csv_rows(lines, tabs, named) -> Iterator[Row]:
     delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
     delimiter = told[1] if told else delimiter
     cells, reason = _parsed(lines, delimiter)
-    columns: list[str] = [cell.strip().lower() for cell in cells]
-    if any("\0" in name for name in columns):  # UTF-16 without its mark, UTF-32
-        raise UserError(f"{named} can't be read as UTF-8 text; save it as such.")
-    if reason or not any(columns):
-        raise UserError(f"{named} has no names of columns in line 1; write them there.")
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{named} has the column {twice!r} twice; leave one.")
+    columns = _columns(cells, reason, named)
     while True:
         number = lines.number
         cells, reason = _parsed(lines, delimiter)
         if lines.number == number:
             return
-        if any(cells[len(columns) :]):
+        if any(cell.strip() for cell in cells[len(columns) :]):
             raise UserError(
                 f"{named} has {counted(len(cells), 'cell')} for "
                 f"{counted(len(columns), 'column')} in line {number}; put a "
@@ -171,12 +175,30 @@ def _csv_rows(lines, tabs, named) -> Iterator[Row]:
             yield _checked(number, dict(zip(columns, cells)), reason)
 
 
+def _columns(cells, reason, named) -> list[str]:
+    """The names of a table's columns, from its first line."""
+    columns: list[str] = [cell.strip().lower() for cell in cells]
+    while columns and not columns[-1]:  # as spreadsheets leave them: what stands there has no name
+        columns.pop()
+    if any("\0" in name for name in columns):  # UTF-16 without its mark, UTF-32
+        raise UserError(f"{named} can't be read as UTF-8 text; save it as such.")
+    if reason or not columns:
+        raise UserError(f"{named} has no names of columns in line 1; write them there.")
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{named} has the column {twice!r} twice; leave one.")
+    return columns
+
+
 def _parsed(lines, delimiter) -> tuple[list[Any], str]:
     """The cells of the next row, and the reason where they can't be read.
 
     After broken quotes the next line begins a row, so that they cost no other one.
     """
     cells, used = _row(lines, delimiter)
+    if cells is None and (without := _SPACE_AFTER_QUOTE.sub(r"\1", used[0])) != used[0]:
+        lines.give_back([without, *used[1:]])
+        cells, used = _row(lines, delimiter)
     if cells is not None and any(_QUOTE_AFTER_SPACE.match(cell) for cell in cells):
         lines.give_back(used)
         freely, used = _row(lines, delimiter, skipinitialspace=True)
@@ -264,6 +286,12 @@ class _Object(dict):
 
 def _json(path, field):
     found = _json_of(path, field)
+    column = next((one for one in _COLUMNS if isinstance(found, dict) and one in found), None)
+    if column is not None:
+        raise UserError(
+            f"{field}={str(path)!r} is an object of columns (with {column!r}) or of one row; write "
+            "a list of objects, one for each row, as to_json(orient='records') of pandas does."
+        )
     if isinstance(found, dict) and any(_are_objects(one) for one in found.values()):
         lists = ", ".join(printable(name) for name, one in found.items() if _are_objects(one))
         raise UserError(

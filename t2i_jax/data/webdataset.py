@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from t2i_jax import paths
+from t2i_jax.data import archive
 from t2i_jax.data import caption as captions
 from t2i_jax.data.folder import LEFTOVER, is_leftover
 from t2i_jax.data.image_file import ENDINGS, MOST_BYTES, ImageFiles
 from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample
+from t2i_jax.data.table import spelled
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular
 from t2i_jax.terminal import say
@@ -24,7 +26,6 @@ from t2i_jax.words import counted
 
 _MOST_SHARDS = 1_000_000  # most shards of one range
 _MOST_PATTERNS = 1000  # most patterns that alternatives stand for
-_MOST_AT_ONCE = 2**26  # most bytes that reading the members' names may ask for
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -53,7 +54,8 @@ class WebDatasetSource(ImageFiles):
     names agree up to the first dot after the folder; the caption is in .txt, .caption or .json.
     Members such as img.0001.png and img.0002.png, which have no image of that name among them, are
     samples up to their last dot. A name that comes twice in a file is two samples, and told. What
-    cannot be read of a damaged file counts as one bad sample.
+    cannot be read of a damaged file counts as one bad sample; archives that lie one behind another
+    in a file are all read, and one without its end mark is told.
 
     Args:
       pattern: which files: "shards/*.tar", or with ranges of numbers and alternatives,
@@ -130,7 +132,7 @@ class WebDatasetSource(ImageFiles):
         try:
             with open_regular(self.shards[sample.shard]) as file:
                 if os.fstat(file.fileno()).st_size < part.offset + part.size:
-                    raise BadSample("truncated archive", name)
+                    raise BadSample(archive.DAMAGED, name)
                 file.seek(part.offset)
                 return file.read(part.size)
         except OSError:
@@ -153,9 +155,9 @@ class _Group:
         return any(ending.endswith(ENDINGS) for ending in self.parts)
 
     def in_small_letters(self) -> tuple[str, str]:
-        """The folder as it is, and the name in small letters."""
+        """The folder, and the name in small letters, both in the one spelling of names."""
         folder, _, stem = self.key.rpartition("/")
-        return folder, stem.lower()
+        return spelled(folder), spelled(stem).lower()
 
     def take_captions(self, other: _Group) -> None:
         """Moves captions of another group here, unless there is a caption of the same name here."""
@@ -202,19 +204,10 @@ def _texts(image_ending):
 
 def _index(number, path, passed_over):
     """The samples of one tar file."""
-    files: list[tarfile.TarInfo] = []
-    where, reason = pathlib.Path(path).name, ""
+    where = pathlib.Path(path).name
     try:
         with open_regular(path) as file:
-            archive = tarfile.TarFile(fileobj=_Bounded(file))  # type: ignore[arg-type]
-            try:
-                for member in _members(archive):
-                    if member.isfile() and not member.issparse():
-                        files.append(member)
-                    elif not member.isdir():
-                        passed_over.note("member that is no file", f"{where}/{member.name}")
-            except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError):
-                reason = "truncated archive"
+            members, ended = archive.members(file)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         if os.path.isdir(path):
             raise UserError(
@@ -225,12 +218,29 @@ def _index(number, path, passed_over):
             f"webdataset shard {path!r} can't be read as a tar file ({error}); repair or remove "
             "it, and unpack .gz."
         ) from None
-    groups = _groups(files, where, passed_over)
-    if reason:
-        say(f"{path} is damaged; it is read up to there, {counted(len(groups), 'sample')}")
+    groups = _groups(_files(members, where, passed_over), where, passed_over)
+    read = f"it is read up to there, {counted(len(groups), 'sample')}"
+    if ended == archive.DAMAGED:
+        say(f"{path} is damaged; {read}")
+    elif ended:
+        say(f"{path}: {ended}; {read}")
+        passed_over.note(ended, where)
     _share_captions(groups)
     samples = [one for group in groups for one in group.samples(number, passed_over, where)]
-    return [*samples, _Sample(number, "", None, None, reason)] if reason else samples
+    return (
+        [*samples, _Sample(number, "", None, None, ended)] if ended == archive.DAMAGED else samples
+    )
+
+
+def _files(members, where, passed_over):
+    """The members of an archive that are files; the others that are no folders are noted."""
+    files: list[tarfile.TarInfo] = []
+    for member in members:
+        if member.isfile() and not member.issparse():
+            files.append(member)
+        elif not member.isdir():
+            passed_over.note("member that is no file", f"{where}/{member.name}")
+    return files
 
 
 def _groups(files, where, passed_over):
@@ -260,30 +270,6 @@ def _folders_above(files):
     """
     names = [parts for parts in (_parts(one.name) for one in files) if not is_leftover(parts[-1])]
     return len(os.path.commonprefix([parts[:-1] for parts in names]))
-
-
-def _members(archive):
-    """The members of a tar file; ValueError where one does not lie behind the one before it."""
-    end = -1
-    for member in archive:
-        if member.size < 0 or member.offset < end:
-            raise ValueError("a member lies where it can't")
-        end = member.offset_data
-        yield member
-
-
-class _Bounded:
-    """A file of which little is read at once, whatever an archive says of its members."""
-
-    def __init__(self, file):
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        """Reads `size` bytes; ValueError for a size that is no number of bytes or a large one."""
-        if not 0 <= size <= _MOST_AT_ONCE:
-            raise ValueError("a header says that it is larger than it can be")
-        return self._file.read(size)
 
 
 def _split(name):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t2i_jax.decoding import logits as filters
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
+from t2i_jax.values import shown
 
 # (ids_B, position, cache) -> (logits_BV, cache)
 Decode = Callable[[Array, Array, Any], tuple[Array, Any]]
@@ -37,11 +38,11 @@ class Sampling:
     def __post_init__(self):
         if self.top_k is not None and not _counts(self.top_k):
             raise UserError(
-                f"top_k={self.top_k!r} is neither a count from 1 nor a fraction in (0, 1); try 100 "
-                "or 0.1."
+                f"top_k={shown(self.top_k)} is neither a count from 1 nor a fraction in (0, 1); "
+                "try 100 or 0.1."
             )
         if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise UserError(f"top_p={self.top_p!r} is outside (0, 1]; try 0.95.")
+            raise UserError(f"top_p={shown(self.top_p)} is outside (0, 1]; try 0.95.")
 
 
 def cache_lengths(num_tokens: int) -> Sequence[int]:

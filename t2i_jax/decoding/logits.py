@@ -57,7 +57,8 @@ def top_p(logits_BV: Array, p: float) -> Array:
     def mass(bound_B1):
         return jnp.sum(jnp.where(order_BV >= bound_B1, probability_BV, 0.0), axis=-1, keepdims=True)
 
-    kept_B1 = _largest(lambda bound_B1: mass(bound_B1) >= p, order_BV)
+    least = max(p, float(jnp.finfo(jnp.float32).tiny))  # below it is 0, which no token at all holds
+    kept_B1 = _largest(lambda bound_B1: mass(bound_B1) >= least, order_BV)
     return jnp.where(order_BV >= kept_B1, logits_BV, _DROPPED)
 
 

@@ -15,14 +15,18 @@ def read(path: pathlib.Path, named: str, most: int) -> str:
       named: the file in a sentence, "prompts=..." for example. most: bytes that it may have.
 
     Raises:
-      UserError: it can't be read, is no regular file, is larger, or is not UTF-8; with the line.
+      UserError: it can't be read, is no regular file, is larger, or is not UTF-8 (with a NUL
+        neither); with the line.
     """
     try:
         data = read_regular(path, most)
     except OSError as error:
         raise UserError(f"{named} can't be read ({error.strerror}); give a text file.") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{named} is not UTF-8 in line {line}; save it as UTF-8 text.") from None
+    wrong = data.find(b"\0")  # as in UTF-16 without its mark
+    if wrong < 0:
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            wrong = error.start
+    line = data.count(b"\n", 0, wrong) + 1
+    raise UserError(f"{named} is not UTF-8 in line {line}; save it as UTF-8 text.")

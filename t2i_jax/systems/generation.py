@@ -343,6 +343,7 @@ def batches(
     seed: int | Sequence[int],
     batch_size: int | None,
     *,
+    candidates: int = 1,
     progress: bool = False,
 ) -> Iterator[Rows]:
     """The images to generate, batch by batch; those of one prompt stand together.
@@ -351,18 +352,23 @@ def batches(
     give the same images.
 
     Args:
-      prompt: a row per prompt. total: images in all.
+      prompt: a row per prompt. total: images in all, candidates included.
       seed: see `seeds.key_of`; a sequence, or an array, has one for each image, which then depends
-        on nothing else. Where several candidates are made for each image, they share its seed.
-      batch_size: None: all at once. progress: shows a bar where there are several batches.
+        on nothing else, or one for each prompt, which its images share.
+      batch_size: None: all at once. candidates: how many are made for each image that is wanted;
+        they share its seed. progress: shows a bar where there are several batches.
 
     Raises:
-      UserError: a seed that is none, or more images than one call makes.
+      UserError: a seed that is none, a sequence of another length, or more images than one call
+        makes.
     """
     check_total(total, "images_per_prompt", images_per_prompt)
     batch_size = min(batch_size or total, total)
     seed = np.asarray(seed).tolist() if getattr(seed, "ndim", 0) == 1 else seed
-    keys_of = _keys_of_each(seed, total) if isinstance(seed, Sequence) else _keys_of_all(seed)
+    if isinstance(seed, Sequence):
+        keys_of = _keys_of_each(seed, total, total // images_per_prompt, total // candidates)
+    else:
+        keys_of = _keys_of_all(seed)
     return _batches(prompt, total, images_per_prompt, keys_of, batch_size, progress)
 
 
@@ -371,11 +377,14 @@ def _keys_of_all(seed):
     return jax.vmap(functools.partial(jax.random.fold_in, seeds.key_of("seed", seed)))
 
 
-def _keys_of_each(numbers, total):
-    """Numbers of images -> their keys, each of a seed of its own."""
-    if not numbers or total % len(numbers):
-        given, images = counted(len(numbers), "number"), counted(total, "image")
-        raise UserError(f"seed has {given} for {images}; give one for each.")
+def _keys_of_each(numbers, total, prompts, images):
+    """Numbers of images -> their keys, of seeds that their prompts or they have."""
+    if not numbers or len(numbers) not in (prompts, images):
+        of_prompts = "" if prompts == images else f" of {counted(prompts, 'prompt')}"
+        raise UserError(
+            f"seed has {counted(len(numbers), 'number')} for {counted(images, 'image')}"
+            f"{of_prompts}; give one for each{of_prompts and ' image or for each prompt'}."
+        )
     each, keys = total // len(numbers), seeds.keys_of("seed", numbers)
     if each == 1:
         return keys.__getitem__
@@ -469,11 +478,15 @@ def offloaded(system: Any) -> Any:
 
 
 def plain(options: Any) -> None:
-    """Makes Python numbers of the NumPy and JAX scalars in a frozen dataclass, and tuples of its
+    """Makes Python values of the NumPy and JAX scalars in a frozen dataclass, and tuples of its
     lists.
+
+    Raises:
+      UserError: something else than True and False where one of them is meant.
     """
     for name in config.fields_of(type(options)):
         object.__setattr__(options, name, _plain(getattr(options, name)))
+    config.check_flags(options)
 
 
 def _plain(value):

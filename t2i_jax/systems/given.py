@@ -158,13 +158,15 @@ def kept(
     like: Sequence[np.ndarray],
     size: tuple[int, int],
     crop: str = "center",
+    made: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
     """bool (P, *size): masks cut and resampled as their images are, True where pixels are kept.
 
-    A mask belongs to the image as it was given, or to the one of this size that is made of it.
+    A mask belongs to the image as it was given, or to one that is made of it.
 
     Args:
-      read: of `masks`. like: their images, of `images`. size, crop: as in `fitted`.
+      read: of `masks`. like: their images, of `images`. size, crop: as in `fitted`. made: the
+        (height, width) of what is made of them in other stages.
 
     Raises:
       UserError: a mask of another shape than its image, or one that keeps nothing.
@@ -172,13 +174,13 @@ def kept(
     found = []
     for mask, image in zip(read, like, strict=True):
         cut = cut_of(image, size, crop)
-        if mask.shape[:2] == size:
-            cut = Cut((0, 0, size[1], size[0]), size)
+        if mask.shape[:2] in (size, *made):
+            cut = Cut((0, 0, mask.shape[1], mask.shape[0]), size)
         elif not _same_aspect(mask.shape, image.shape):
             (height, width), (rows, columns) = image.shape[:2], mask.shape[:2]
             raise UserError(
                 f"{name} is {columns}x{rows} pixels and its image {width}x{height}; give a mask as "
-                "large as the image."
+                "large as the image, or as what is made of it."
             )
         elif mask.shape[:2] != image.shape[:2]:
             height, width = image.shape[:2]

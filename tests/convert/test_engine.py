@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import pytest
 
@@ -172,3 +174,13 @@ def test_files_that_are_none():
         torch_io.read("nowhere.pt")
     with pytest.raises(UserError, match="no network known here.*parti-pytorch image tokenizer"):
         convert.from_torch({"some.weight": np.zeros(1)})
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_full_disk_is_the_reason_why_a_file_of_torch_is_not_written(tmp_path, size):
+    pytest.importorskip("torch")
+    (tmp_path / "a.pt").symlink_to("/dev/full")
+    for write in (torch_io.write, torch_io.write_checkpoint):
+        with pytest.raises(OSError) as raised:
+            write(tmp_path / "a.pt", {"a": np.zeros(size, np.float32)})
+        assert raised.value.errno == errno.ENOSPC

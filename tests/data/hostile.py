@@ -59,6 +59,10 @@ BAD_CAPTIONS = {
     b"": "empty caption",
     b" \n\t": "empty caption",
     "caf\xe9".encode("latin-1"): "caption is not UTF-8",
+    **{
+        "a red cat".encode(wide): "caption is not UTF-8"
+        for wide in ("utf-16-le", "utf-16-be", "utf-32-le")  # without its mark
+    },
 }
 
 

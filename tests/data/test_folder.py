@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -128,6 +129,9 @@ def test_too_many_bad_files_stop_the_run_and_are_named(folder):
         ("captions.csv", "\x1f\x8b\x08\n", "has no rows"),
         ("captions.csv", "a\x07b\nc\n", r"has the columns a\\x07b; it needs"),
         ("captions.json", '["a cat"]', "row that names no image"),
+        ("captions.json", '{"file": "a.JPG", "caption": "one"}', "of columns .with 'file'. or of"),
+        ("captions.json", '{"image": {"0": "a.JPG"}, "text": {"0": "x"}}', "orient='records'"),
+        ("captions.json", '{"columns": ["file"], "data": [["a.JPG"]]}', "orient='records'"),
     ],
 )
 def test_a_broken_table_is_refused(folder, name, text, says):
@@ -210,6 +214,32 @@ def test_capital_letters_tell_captions_apart_where_both_are_there(folder):
         "z.png": "no caption", "Z.png": "Z.txt",
     }.items()  # fmt: skip
     assert source.passed_over.examples == {"file of .txt that no image takes": ["x.TXT"]}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_that_are_spelled_in_another_way_are_found(folder, form):
+    """As macOS writes letters, with spaces around the cells of a table, and from where it lies."""
+    image = (folder / "a.JPG").read_bytes()
+    other = "NFD" if form == "NFC" else "NFC"
+    names = [unicodedata.normalize(form, name) for name in ("\xe9.png", "d\xe9/\xfc.PNG")]
+    (folder / names[1]).parent.mkdir()
+    for name in names:
+        (folder / name).write_bytes(image)
+        text = unicodedata.normalize(other, os.path.basename(name)).lower().replace("png", "txt")
+        (folder / name).with_name(text).write_text(name)
+    found = captions_of(FolderSource(str(folder)))
+    assert [found[name] for name in names] == [unicodedata.normalize(form, n) for n in names]
+    rows = [*(unicodedata.normalize(other, name) for name in names), " a.JPG ", "./c.webp"]
+    rows += ["deep\\b.png", "none.png"]
+    (folder / "captions.csv").write_text(
+        "\n".join(["file , text", *(f"{one} , x" for one in rows)])
+    )
+    source = FolderSource(str(folder))
+    there = [*names, "a.JPG", "c.webp", "deep/b.png"]
+    assert captions_of(source) == dict.fromkeys(there, "x") | {"none.png ": "no such file"}
+    assert not any("image that no table names" in one for one in source.passed_over.by_reason)
+    (folder / "a.JPG ").write_bytes(image)  # the exact name, where it is there
+    assert FolderSource(str(folder)).without_caption(2)["image"] is not None
 
 
 def test_leftovers_are_no_data_and_what_is_not_read_is_counted_by_its_ending(folder):

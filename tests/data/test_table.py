@@ -79,8 +79,14 @@ def test_more_cells_than_columns_are_refused_with_the_line(folder, name, mark):
     text = f"file{mark}text\na.png{mark}fine\nb.png{mark}a cat{mark} sitting on a mat\n"
     with pytest.raises(UserError, match="has 3 cells for 2 columns in line 3; put a caption that"):
         table(folder, name, text)
-    # what a spreadsheet leaves at the end of a row is nothing
-    assert len(table(folder, name, f"file{mark}text\na.png{mark}fine{mark}{mark}\n")) == 1
+    # what a spreadsheet leaves at the end of a row is nothing, and columns without a name at the
+    # end of the first one hold nothing
+    assert len(table(folder, name, f"file{mark}text\na.png{mark}fine{mark}{mark} \n")) == 1
+    for empty in (mark, f"{mark} {mark}"):
+        with pytest.raises(UserError, match="has [34] cells for 2 columns in line 3; put a capt"):
+            table(folder, name, text.replace("text\n", f"text{empty}\n"))
+    rows = table(folder, name, f"{mark}file{mark}{mark}\n0{mark}a.png{mark}\n")
+    assert [row.values for row in rows] == [{"": "0", "file": "a.png"}]
 
 
 def test_a_row_that_cannot_be_used_costs_no_other_one(folder):
@@ -136,10 +142,15 @@ def test_forms_that_other_programs_write(folder):
         assert [row.values for row in table(folder, "a.csv", text.encode("utf-8-sig"))] == wanted
 
 
-def test_spaces_before_a_quote_are_none_of_the_cell(folder):
+def test_spaces_around_a_quoted_cell_are_none_of_it(folder):
     lines = ["file, text", 'a.png, "a cat, sitting"', ' b.png,   "two', 'lines"', " c.png, kept "]
     lines += ['d.png, "open', 'e.png, 5" wide', '"f.png"," ""kept"""', 'g.png, "after" x']
-    lines += ['h.png,"broken" x', "i.png, last"]
+    lines += [
+        'h.png,"broken" x',
+        "i.png, last",
+        '"j.png" , "a ""dog"" , sitting"  ',
+        '"k.png" ,open"',
+    ]
     rows = table(folder, "a.csv", "\n".join(lines))
     assert [(row.line, row.reason) for row in rows if row.reason] == [
         (line, "row with broken quotes") for line in (6, 9, 10)
@@ -151,6 +162,8 @@ def test_spaces_before_a_quote_are_none_of_the_cell(folder):
         ("e.png", ' 5" wide'),
         ("f.png", ' "kept"'),
         ("i.png", " last"),
+        ("j.png", 'a "dog" , sitting'),
+        ("k.png", 'open"'),
     ]
 
 

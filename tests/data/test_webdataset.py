@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from t2i_jax.data.archive import BEHIND, DAMAGED, UNMARKED
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
 from t2i_jax.data.webdataset import WebDatasetSource
@@ -141,6 +142,44 @@ def test_of_a_truncated_archive_what_is_whole_is_read(shards, capsys):
     assert reason(source, 4) == "unreadable file"
 
 
+def _read_of(path, data):
+    """What is read of an archive of these bytes: captions and reasons, and what is told."""
+    path.write_bytes(data)
+    source = WebDatasetSource(str(path))
+    found = [source._samples[i].reason or source[i]["caption"][-1] for i in range(len(source))]
+    return "".join(found), list(source.passed_over.by_reason)
+
+
+def test_an_archive_that_ends_too_soon_is_told_wherever_it_was_cut(tmp_path, capsys):
+    write(tmp_path / "a.tar", good(range(4)))
+    whole = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        starts = [member.offset for member in archive][2::2]  # of the samples 1, 2, 3
+    for number, start in enumerate(starts, 1):
+        found, told = _read_of(tmp_path / "b.tar", whole[:start])
+        assert (found, told) == ("0123"[:number], [UNMARKED])
+        assert f"which may have been cut; it is read up to there, {number} sample" in (
+            capsys.readouterr().err
+        )
+        for cut in (whole[: start + 100], whole[:start] + b"x" * 512 + whole[start + 512 :]):
+            assert _read_of(tmp_path / "b.tar", cut) == ("0123"[:number] + DAMAGED, [])
+    assert _read_of(tmp_path / "b.tar", whole[: len(whole.rstrip(b"\0")) + 2048]) == ("0123", [])
+
+
+def test_what_lies_behind_the_end_of_an_archive_is_read_or_told(tmp_path):
+    for name, numbers in (("a.tar", range(2)), ("b.tar", range(2, 5))):
+        write(tmp_path / name, good(numbers))
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.tar", "b.tar"))
+    empty = b"\0" * 100_352
+    assert _read_of(tmp_path / "c.tar", first + empty + second + empty) == ("01234", [])
+    twice = ["name twice in an archive, read as two"]
+    assert _read_of(tmp_path / "c.tar", first + first) == ("0101", twice)
+    assert _read_of(tmp_path / "c.tar", first + empty + b"words") == ("01", [BEHIND])
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        cut = archive.getmembers()[2].offset + 100  # within the header of its second sample
+    assert _read_of(tmp_path / "c.tar", first + second[:cut]) == (f"012{DAMAGED}", [])
+
+
 def test_mistakes_are_refused(tmp_path):
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "text.tar").write_bytes(b"hello" * 500)
@@ -180,11 +219,12 @@ def test_capital_letters_make_no_difference_unless_both_are_there(tmp_path):
     members = [(name, encode(photo())) for name in ("d/A.PNG", "b.png", "B.png", "Img.01.png")]
     for name in ("d/a.txt", "D/a.json", "B.txt", "b.txt", "c.txt", "img.01.txt", "d/A.npy"):
         members += [(name, name.encode())]
+    members[4:4] = [("\xe9.png", members[0][1]), ("./e\u0301.txt", b"letters as macOS writes them")]
     write(tmp_path / "a.tar", members)
     source = WebDatasetSource(str(tmp_path / "a.tar"))
-    found = [source.caption(i) for i in range(4)]
-    assert found == ["d/a.txt", "b.txt", "B.txt", "img.01.txt"]
-    assert [reason(source, i) for i in range(4, len(source))] == ["no image"] * 2  # c, D/a
+    found = [source.caption(i) for i in range(5)]
+    assert found == ["d/a.txt", "b.txt", "B.txt", "img.01.txt", "letters as macOS writes them"]
+    assert [reason(source, i) for i in range(5, len(source))] == ["no image"] * 2  # c, D/a
     assert source.passed_over.names == ["a.tar/d/A.npy: member beside another of its sample"]
 
 

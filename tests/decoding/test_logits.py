@@ -27,7 +27,7 @@ def test_top_k_keeps_ties_and_survives_minus_infinity():
     assert np.isfinite(top_k(logits, 5)).sum() == 4
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.3, 0.9])
+@pytest.mark.parametrize("p", [1e-46, 1e-6, 0.3, 0.9])
 def test_top_p_keeps_the_smallest_nucleus(key, p):
     logits = _logits(key)[jnp.array([0, 1, 3])]
     kept = np.isfinite(top_p(logits, p))

@@ -207,6 +207,7 @@ def test_more_prompts_than_there_are_is_refused(tmp_path):
         read(f"coco:{path}", 40)
     with pytest.raises(UserError, match="count=0"):
         read(f"coco:{path}", 0)
-    (tmp_path / "latin.txt").write_bytes(b"a cat\nna\xefve\n")
-    with pytest.raises(UserError, match="not UTF-8 in line 2"):
-        read(str(tmp_path / "latin.txt"))
+    for data, line in ((b"a cat\nna\xefve\n", 2), ("a cat\nred\n".encode("utf-16-le"), 1)):
+        (tmp_path / "latin.txt").write_bytes(data)
+        with pytest.raises(UserError, match=f"not UTF-8 in line {line}; save it as UTF-8 text"):
+            read(str(tmp_path / "latin.txt"))

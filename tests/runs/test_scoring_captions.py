@@ -64,10 +64,12 @@ def test_every_column_that_names_an_image_pairs_captions_by_name(folders, measur
         for path in sorted(made.glob("*.png"))
     ]
     file = tmp_path / "names.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows[::-1])))
     images = SourceImages(f"folder:{made}", "images")
-    found = pairing.paired(images, prompts.read(str(file)), "made").of_images
-    assert [one.text for one, _ in found] == [row["caption"] for row in rows]
+    for before in ("", "./", " "):
+        others = [{**row, key: before + row[key]} for row in rows[::-1]]
+        file.write_text("\n".join(map(json.dumps, others)))
+        found = pairing.paired(images, prompts.read(str(file)), "made").of_images
+        assert [one.text for one, _ in found] == [row["caption"] for row in rows]
     file.write_text("\n".join(map(json.dumps, [*rows[1:], rows[1]])))
     assert "no caption for 000.png" in scoring_toys.refused_captions(
         folders, file, tmp_path / "out"

@@ -519,12 +519,14 @@ def test_a_decoder_that_can_not_be_is_refused(make, said):
         make()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_what_is_asked_of_a_trained_decoder_and_does_not_fit_is_refused(trained, monkeypatch):
     monkeypatch.setattr(DecoderSystem, "_program", lambda *_, **__: pytest.fail("it sampled"))
     system, (prompts, embeds) = system_of(trained), prompts_of()
     for given, said in (
         (dict(image_embeds=embeds[:, :5]), r"image_embeds have shape \(2, 5\)"),
         (dict(image_embeds=np.full((1, 6), np.nan)), "compute them again"),
+        (dict(image_embeds=np.full((1, 6), 1e39)), "compute them again"),
         (dict(image_embeds=embeds, images=embeds), "both given"),
         (dict(), "image_embeds=None"),
         (dict(images="a.png"), "without a CLIP"),

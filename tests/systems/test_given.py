@@ -141,6 +141,10 @@ def test_a_mask_goes_the_way_of_its_image():
     half = np.broadcast_to(np.arange(8) < 4, (8, 8))
     for mask in (left, left[:, ::2][::2], left.repeat(2, 0).repeat(2, 1), half):
         np.testing.assert_array_equal(kept(mask), half)
+    large, made = given.masks("mask", np.repeat(np.repeat(half, 2, 0), 2, 1), [image]), [(16, 16)]
+    np.testing.assert_array_equal(given.kept("mask", large, [image], (8, 8), made=made)[0], half)
+    with pytest.raises(UserError, match="mask is 16x16 pixels and its image 48x16; give a mask as"):
+        given.kept("mask", large, [image], (8, 8))
     with pytest.raises(UserError, match="mask is 48x15 pixels and its image 40x40"):
         kept(left[:15], np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError, match="mask keeps nothing of its image"):

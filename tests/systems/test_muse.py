@@ -220,6 +220,26 @@ def test_a_mask_keeps_pixels_at_both_sizes(system, capsys):
         assert not np.array_equal(made[:, :, kept:], there[:, :, kept:])
 
 
+@pytest.mark.parametrize("side", [8, 16])
+def test_a_mask_may_be_as_large_as_what_either_stage_makes(system, monkeypatch, side):
+    """Whatever the shape of the images, of which the middle is used."""
+
+    class Seen(Exception):
+        pass
+
+    def see(arrays, *_, **__):
+        raise Seen(arrays)
+
+    monkeypatch.setattr("t2i_jax.systems.generation.batches", see)
+    mask = np.zeros((side, side), bool)
+    mask[:, : side // 2] = True
+    with pytest.raises(Seen) as seen:
+        system.generate(CAPTIONS, init_images=images_of(3, 32, 16), mask=mask, **_STEPS)
+    for name, size in (("0/keep", 8), ("1/keep", 16)):
+        wanted = np.broadcast_to(np.arange(size) < size // 2, (3, size, size))
+        np.testing.assert_array_equal(seen.value.args[0][name], wanted)
+
+
 @pytest.mark.parametrize(
     "changes", [{"strength": 0.3}, {"edit_steps": 2, "edit_share": 0.07}], ids=["changed", "edited"]
 )

@@ -436,6 +436,9 @@ def test_the_system_encodes_and_decodes(key):
             system.decode(wrong)
     with pytest.raises(UserError, match=r"ids are float64; give whole numbers of shape \(B, 16\)"):
         system.decode(np.zeros((1, 16)))
+    for read, none in ((system.encode, IMAGES[:0]), (system.decode, ids[:0])):
+        with pytest.raises(UserError, match=r"have shape \(0, .*which is none; give .* shape .B"):
+            read(none)
     with pytest.raises(UserError, match=r"ids go from \d+ to \d+; the codebook has those from"):
         system.decode(ids.at[0, 0].set(10_000))
 

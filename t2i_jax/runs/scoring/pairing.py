@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from t2i_jax import paths
 from t2i_jax.data.ledger import printable
-from t2i_jax.data.table import ENDINGS, FILE_KEYS, read_table
+from t2i_jax.data.table import ENDINGS, FILE_KEYS, read_table, spelled
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout, sample_folder
 from t2i_jax.eval.prompt_files import Prompt
@@ -91,7 +91,11 @@ def paired(files: SourceImages, captions: PromptSet, spec: str) -> Paired:
 
 
 def _by_name(by_name, own, captions, spec):
-    lost = [name for name in own if name not in by_name]
+    places = own
+    if any(name not in by_name for name in own):
+        by_name = {spelled(name): prompt for name, prompt in by_name.items()}
+        places = [spelled(name) for name in own]
+    lost = [name for name, place in zip(own, places, strict=True) if place not in by_name]
     if lost or not len(own) == len(by_name) == len(captions):
         first = printable(lost[0]) if lost else "some files"
         raise UserError(
@@ -100,7 +104,7 @@ def _by_name(by_name, own, captions, spec):
             f"of {counted(len(by_name), 'name')} for {counted(len(own), 'image')}); give one for "
             "each."
         )
-    return [(by_name[name], 0) for name in own]
+    return [(by_name[place], 0) for place in places]
 
 
 def _by_set(own, captions, spec) -> Paired | None:

@@ -256,7 +256,7 @@ class CascadeSystem(TextToImage):
             found["init"] = given.fitted("init_images", read, size, self.crop)
             if mask is not None:
                 masks = given.masks("mask", mask, read)
-                found["keep"] = given.kept("mask", masks, read, size, self.crop)
+                found["keep"] = given.kept("mask", masks, read, size, self.crop, sizes[first - 1 :])
         elif mask is not None:
             raise UserError("mask says what to keep of init_images; give init_images too.")
         return found

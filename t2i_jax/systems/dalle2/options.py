@@ -75,7 +75,8 @@ class DALLE2Options(DecoderOptions):
             name: getattr(self, f"prior_{name}")
             for name in ("guidance", "sampler", "steps", "num_samples")
         }
-        return PriorOptions(**own, compat=self.prior_compat or self.compat)
+        compat = self.compat if self.prior_compat is None else self.prior_compat
+        return PriorOptions(**own, compat=compat)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from t2i_jax.decoding.masked import ORDERS, Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
 from t2i_jax.systems.maskgit.windows import size_of
+from t2i_jax.values import shown
 
 COMPAT, PUBLISHED = "muse-maskgit-pytorch", "maskgit"
 _MOST_STEPS = 10_000
@@ -178,7 +179,7 @@ def _check_margins(outpaint):
     """Refuses shares that are none, or that leave nothing of an image."""
     if not isinstance(outpaint, tuple) or len(outpaint) != 4:
         raise UserError(
-            f"outpaint={outpaint!r} is not (left, top, right, bottom); try (0, 0, 0.5, 0)."
+            f"outpaint={shown(outpaint)} is not (left, top, right, bottom); try (0, 0, 0.5, 0)."
         )
     for share in outpaint:
         generation.check_number("outpaint", share, "try (0, 0, 0.5, 0)", low=0, high=1)

@@ -228,10 +228,12 @@ class MaskGitSystem(TextToImage):
         mask: Any = None,
         cond_images: Any = None,
         from_tokens: bool = False,
+        made: Sequence[tuple[int, int]] = (),
     ) -> dict[str, np.ndarray]:
         """The arrays that `make` takes, a row per prompt; arguments as of `generate`.
 
         Args:
+          made: the (height, width) of what other stages make, as large as which a mask may be.
           from_tokens: super-resolution is given "cond_ids" (B, M), tokens of the small images,
             rather than cond_images.
         """
@@ -248,7 +250,7 @@ class MaskGitSystem(TextToImage):
             else given.count_of(init_images=init_images, cond_images=cond_images)
         )
         found |= {} if from_tokens else self._small(count, options, cond_images)
-        found |= self._changed(count, options, init_images, mask)
+        found |= self._changed(count, options, init_images, mask, made)
         return found or {"images": np.zeros((1, 0))}
 
     def make(
@@ -316,16 +318,21 @@ class MaskGitSystem(TextToImage):
             dropped=self.task.cond_drop_prob,
         )  # fmt: skip
 
-    def _changed(self, count, options, init_images, mask):
+    def drawn(self, options: MaskGitOptions) -> tuple[int, int]:
+        """(height, width) of the images that are made with these options."""
+        own, windows = self.task.tokenizers[0], self.task.windows(options)
+        rows, columns = own.grid if windows is None else windows.grid
+        return rows * own.patch_size, columns * own.patch_size
+
+    def _changed(self, count, options, init_images, mask, made):
         """{"init": images} to inpaint, change or go beyond, and where something of them is kept
         "known", the tokens, and "keep", the pixels.
         """
         self._check_given(options, init_images, mask)
         if init_images is None:
             return {}
-        own, windows = self.task.tokenizers[0], self.task.windows(options)
-        grid = own.grid if windows is None else windows.grid
-        size = (grid[0] * own.patch_size, grid[1] * own.patch_size)
+        own, size = self.task.tokenizers[0], self.drawn(options)
+        grid = (size[0] // own.patch_size, size[1] // own.patch_size)
         read = given.images("init_images", init_images, count, own.channels)
         if options.outpaint is not None:
             box = box_of(options.outpaint, size)
@@ -335,7 +342,8 @@ class MaskGitSystem(TextToImage):
             init = given.fitted("init_images", read, size, self.crop)
             if mask is None:
                 return {"init": init}
-            keep = given.kept("mask", given.masks("mask", mask, read), read, size, self.crop)
+            masks = given.masks("mask", mask, read)
+            keep = given.kept("mask", masks, read, size, self.crop, made)
         way = "mask" if options.outpaint is None else f"outpaint={options.outpaint}"
         known = kept.whole(keep, grid)
         beside = "inpainted" if options.feather is None else "laid over what is made"

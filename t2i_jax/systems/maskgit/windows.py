@@ -16,6 +16,7 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.types import Array, Key
+from t2i_jax.values import shown
 
 # (keys_B, cond_BM, given_BN, known_BN) -> tokens of one window (B, N)
 Draw = Callable[[Key, Array | None, Array, Array], Array]
@@ -174,8 +175,8 @@ def size_of(image_size: Any) -> tuple[int, int] | None:
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
     if len(sides) != 2 or not whole or not all(0 < side <= _MOST for side in sides):
         raise UserError(
-            f"image_size={image_size!r} is no size in pixels; give one side, or (height, width), "
-            f"each from 1 to {_MOST}."
+            f"image_size={shown(image_size)} is no size in pixels; give one side, or (height, "
+            f"width), each from 1 to {_MOST}."
         )
     return sides
 

@@ -120,14 +120,16 @@ class MuseSystem(TextToImage):
             "mask": given.read_once("mask", mask, None),
         }
         arrays, guided = {}, [own.guidance != 1 for _, own in stages]
+        drawn = [stage.drawn(own) for stage, own in stages]
         for number, (stage, own) in enumerate(stages):
             # a stage without guidance has no use for them; where none is guided, they are refused
             against = negative_prompts if guided[number] or not any(guided) else None
             # what there is to say of prompts and images is said once
             with generation.quiet() if number else contextlib.nullcontext():
                 found = stage.prepare(
-                    prompts, own, negative_prompts=against, from_tokens=number > 0, **pixels
-                )
+                    prompts, own, negative_prompts=against, from_tokens=number > 0, made=drawn,
+                    **pixels,
+                )  # fmt: skip
             if number:  # which may read less of captions
                 for field, one in (("prompts", prompts), ("negative_prompts", against)):
                     generation.tell_cut_again(self.base, stage, "superres", one, field)

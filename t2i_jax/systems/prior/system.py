@@ -105,8 +105,9 @@ class PriorSystem(System):
         made: list[Any] = []
         settings, params = self.task.sampling_of(chosen), jax.device_put(self.weights["prior"])
         for rows in generation.batches(
-            prompt, total, each, seed, batch_size or min(total, _AT_ONCE), progress=progress
-        ):
+            prompt, total, each, seed, batch_size or min(total, _AT_ONCE),
+            candidates=chosen.num_samples, progress=progress,
+        ):  # fmt: skip
             with jax.set_mesh(self.mesh):
                 found = sampling.generate(
                     params, self.frozen, rows.arrays, rows.keys_B, task=self.task,

@@ -68,7 +68,7 @@ class TokenizerSystem(ImageToImage):
         if ids.ndim != 2 or ids.shape[1] != self.task.model.num_tokens:
             raise UserError(f"ids have shape {ids.shape}; give (B, {self.task.model.num_tokens}).")
         codes = self.task.model.codebook_size
-        if ids.size and (ids.min() < 0 or ids.max() >= codes):
+        if ids.min() < 0 or ids.max() >= codes:
             raise UserError(
                 f"ids go from {ids.min()} to {ids.max()}; the codebook has those from 0 to "
                 f"{codes - 1}: give codes of this tokenizer's `encode`."
@@ -98,3 +98,5 @@ class TokenizerSystem(ImageToImage):
 def _check_array(name, value, wanted):
     if not isinstance(value, (np.ndarray, jax.Array)):
         raise UserError(f"{name} are {named(value)}; give {wanted}.")
+    if not value.size:
+        raise UserError(f"{name} have shape {value.shape}, which is none; give {wanted}.")
