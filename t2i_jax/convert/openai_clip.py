@@ -155,18 +155,6 @@ def transformers_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]
     return found | _beside_shapes(found, told)
 
 
-def untold_heads(model: OpenAIClip) -> dict[str, int]:
-    """The heads that have to be told when the network's state dict is read: those of another number
-    than published networks of its widths have.
-    """
-    text, vision = model.transformer_width, model.vision_width
-    own = {
-        "transformer_heads": (text, model.transformer_heads),
-        "vision_heads": (vision, model.vision_heads or max(vision // 64, 1)),
-    }
-    return {name: own for name, (width, own) in own.items() if _heads(name, width) != own}
-
-
 def _beside_shapes(found, told):
     """The fields that no shape shows: as told, else the heads of the published networks of these
     widths.
