@@ -371,7 +371,8 @@ def _found(loaded, module):
     names = state_dict.unwrapped(flat)
     values = {name: flat[was] for name, was in names.items()}
     places = list(state_dict.roots(values, _recognise))
-    found = state_dict.main(places, list(NETWORKS.values()), values)
+    averages = state_dict.averaged(flat)
+    found = state_dict.main(places, list(NETWORKS.values()), values, averages)
     if found is None:
         some = foreign.some(sorted(names), 3)
         raise UnknownWeights(

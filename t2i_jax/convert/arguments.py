@@ -345,6 +345,96 @@ DECODER: Rows = {
     "predict_x_start_for_latent_diffusion": NO_EFFECT,  # without a vae
 }
 
+# of OpenCLIP; dropouts here and below are those of its own training, which a run here has not
+OPEN_CLIP: Rows = {
+    **dict.fromkeys("embed_dim vision_cfg text_cfg quick_gelu init_logit_bias".split(), READ),
+    "init_logit_scale": NO_EFFECT,  # of the first weights
+    "nonscalar_logit_scale": Only(False),
+    "cast_dtype": NO_EFFECT,  # in float32
+    "output_dict": NO_EFFECT,
+}
+OPEN_CLIP_IN_A_CONFIG: Rows = {"custom_text": Only(False), "multimodal_cfg": Only(None)}
+_OPEN_CLIP_TOWER: Rows = {
+    **dict.fromkeys("width layers mlp_ratio norm_kwargs".split(), READ),
+    "act_kwargs": Only(None, {}, {"approximate": "none"}),
+    "ls_init_value": Only(None),
+    "output_tokens": NO_EFFECT,
+}
+CLIP_VISION_CFG: Rows = {
+    **_OPEN_CLIP_TOWER,
+    **dict.fromkeys("head_width patch_size image_size".split(), READ),
+    "pool_type": Only("tok"),
+    "final_ln_after_pool": NO_EFFECT,  # on the class token
+    "attentional_pool": Only(False, None),
+    "no_ln_pre": Only(False),
+    "pos_embed_type": READ,  # as the weights have them
+    "timm_model_name": Only(None, ""),
+    **dict.fromkeys(  # without the above, and the dropout of patches
+        """attn_pooler_queries attn_pooler_heads timm_model_pretrained timm_pool timm_proj
+        timm_proj_bias timm_drop timm_drop_path patch_dropout""".split(),
+        NO_EFFECT,
+    ),
+}
+CLIP_TEXT_CFG: Rows = {
+    **_OPEN_CLIP_TOWER,
+    **dict.fromkeys("context_length vocab_size heads".split(), READ),
+    "pool_type": Only("argmax"),  # the end token, which a caption's mask tells here
+    "final_ln_after_pool": NO_EFFECT,
+    "no_causal_mask": Only(False),
+    "embed_cls": Only(False),
+    "proj_type": Only("linear"),
+    "proj_bias": Only(False),
+    "hf_model_name": Only(None, ""),
+    **dict.fromkeys(  # without the above; the vocabulary is given beside the network
+        """hf_model_pretrained hf_proj_type hf_pooler_type pad_id hf_tokenizer_name
+        tokenizer_kwargs""".split(),
+        NO_EFFECT,
+    ),
+}
+
+# of transformers; what every configuration has there is no argument of the network
+_CLIP_TOWER: Rows = {
+    **dict.fromkeys(
+        """hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act
+        layer_norm_eps""".split(),
+        READ,
+    ),
+    **dict.fromkeys(
+        "projection_dim attention_dropout initializer_range initializer_factor".split(), NO_EFFECT
+    ),
+}
+CLIP_VISION_CONFIG: Rows = {
+    **_CLIP_TOWER,
+    **dict.fromkeys("image_size patch_size".split(), READ),
+    "num_channels": Only(3),
+}
+CLIP_TEXT_CONFIG: Rows = {
+    **_CLIP_TOWER,
+    **dict.fromkeys("vocab_size max_position_embeddings".split(), READ),
+    # the ends of captions, which their masks tell here
+    **dict.fromkeys("pad_token_id bos_token_id eos_token_id".split(), NO_EFFECT),
+}
+CLIP_CONFIG: Rows = {
+    **dict.fromkeys("text_config vision_config projection_dim".split(), READ),
+    **dict.fromkeys("logit_scale_init_value initializer_factor".split(), NO_EFFECT),
+}
+DINOV2_CONFIG: Rows = {
+    **dict.fromkeys(
+        """hidden_size num_hidden_layers num_attention_heads mlp_ratio layer_norm_eps image_size
+        patch_size use_swiglu_ffn""".split(),
+        READ,
+    ),
+    "hidden_act": Only("gelu"),
+    "num_channels": Only(3),
+    "qkv_bias": Only(True),
+    **dict.fromkeys(  # of its training, or of a backbone's feature maps
+        """hidden_dropout_prob attention_probs_dropout_prob drop_path_rate initializer_range
+        layerscale_value use_mask_token apply_layernorm reshape_hidden_states _out_features
+        _out_indices""".split(),
+        NO_EFFECT,
+    ),
+}
+
 
 def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:
     """Refuses what the network or the system here does not do.

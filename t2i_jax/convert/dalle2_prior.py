@@ -11,12 +11,12 @@ from t2i_jax.models.dalle2 import PriorAndClip
 from t2i_jax.models.decoder_cascade import buffers, noise_of
 
 _OF_TABLES = ("timesteps", "schedule", "p2_gamma", "p2_k")  # what the tables of a diffusion tell
-_NET, _NOISE, _CLIP = "net.", "noise_scheduler.", x_clip.WITHIN
+NET, _NOISE, _CLIP = "net.", "noise_scheduler.", x_clip.WITHIN
 
 
 def table(model: PriorAndClip) -> list[Row]:
     """The entries of one configuration."""
-    rows = engine.within(diffusion_prior.table(model.network), _NET, "network")
+    rows = engine.within(diffusion_prior.table(model.network), NET, "network")
     rows += [Unused(_NOISE + name, value) for name, value in buffers(model.noise).items()]
     if model.clip is not None:
         rows += engine.within(x_clip.NETWORK.table(model.clip), _CLIP, "clip")
@@ -29,7 +29,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: a CLIP of another package than x-clip.
     """
-    own = diffusion_prior.fields(engine.part(state, _NET), told.get("network", {}))
+    own = diffusion_prior.fields(engine.part(state, NET), told.get("network", {}))
     noise = noise_of(*(state[_NOISE + name] for name in ("betas", "p2_loss_weight")))
     found: dict[str, Any] = {
         "network": (diffusion_prior.NETWORK.model, own),
@@ -69,7 +69,7 @@ _READERS = {
 
 def recognise(state: State) -> bool:
     """Whether a state dict is that of a `DiffusionPrior`."""
-    return diffusion_prior.recognise(engine.part(state, _NET)) and f"{_NOISE}betas" in state
+    return diffusion_prior.recognise(engine.part(state, NET)) and f"{_NOISE}betas" in state
 
 
 def _shapes(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from einops import rearrange
 
 from t2i_jax import sharding
+from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import (
     LINEAR,
     SAME,
@@ -23,8 +25,12 @@ from t2i_jax.convert.engine import (
     Unused,
     reshaped,
 )
+from t2i_jax.foreign import json_file
 from t2i_jax.models.dinov2 import Dinov2
 from t2i_jax.tracing import traced_once
+
+_FILES = ("model.safetensors", "pytorch_model.bin")  # of which config.json tells
+_REMEDY = "fetch it again"
 
 # Modules of transformers in memory, since its version 5, and as its files name them.
 _IN_MEMORY = {
@@ -33,7 +39,10 @@ _IN_MEMORY = {
         "v": ".attention.attention.value.",
     },
     r"\.attention\.(o)_proj\.": {"o": ".attention.output.dense."},
+    r"\.mlp\.(down)_proj\.": {"down": ".mlp.weights_out."},
 }  # fmt: skip
+# Two arrays of a module in memory that are one of its files, the second below the first.
+_HALVES, _WHOLE = (".mlp.gate_proj.", ".mlp.up_proj."), ".mlp.weights_in."
 
 
 def _patches(model):
@@ -119,8 +128,8 @@ def _both(torch, ours, layer, layout=SAME):
     ]
 
 
-def _fields(state, module, names):
-    """The fields that the shapes show, with the heads of a live module."""
+def _fields(state, told, names):
+    """The fields that the shapes show, with those that are told."""
     patches, positions, layer, wide, narrow = names
     width, _, side, _ = state[patches].shape
     gated = f"{layer}0.{wide[1]}.weight" in state
@@ -133,25 +142,56 @@ def _fields(state, module, names):
         "grid": math.isqrt(state[positions].shape[1] - 1),
         "gated": gated,
     }
-    told = getattr(module, "config", None)
-    heads = getattr(told, "num_attention_heads", None)
-    return found | ({} if heads is None else {"heads": heads})
+    return found | {name: told[name] for name in ("heads", "epsilon") if name in told}
 
 
-def _transformers_fields(state: State, module: Any) -> dict[str, Any]:
+def _transformers_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     return _fields(
-        state, module,
+        state, told,
         ("embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings",
          "encoder.layer.", ("mlp.fc1", "mlp.weights_in"), ("mlp.fc2", "mlp.weights_out")),
     )  # fmt: skip
 
 
-def _meta_fields(state: State, module: Any) -> dict[str, Any]:
+def _meta_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     return _fields(
-        state, module,
+        state, told,
         ("patch_embed.proj.weight", "pos_embed", "blocks.", ("mlp.fc1", "mlp.w12"),
          ("mlp.fc2", "mlp.w3")),
     )  # fmt: skip
+
+
+def _live(module: Any) -> dict[str, Any]:
+    """The fields that a live Dinov2Model tells beside its weights."""
+    return _of_config(module.config.to_dict(), "Dinov2Model")
+
+
+def _meta_live(module: Any) -> dict[str, Any]:
+    """The fields that a live network of Meta's code tells beside its weights."""
+    block = module.blocks[0]
+    return {"heads": block.attn.num_heads, "epsilon": block.norm1.eps}
+
+
+def _beside(file: pathlib.Path) -> dict[str, Any]:
+    """The fields that config.json tells beside a file under the name of published weights; {} where
+    there is none, or that of another model.
+    """
+    path = file.parent / "config.json"
+    if file.name not in _FILES or not path.is_file():
+        return {}
+    where = f"dinov2={str(path)!r}"
+    config = json_file.an_object(json_file.read(path, "dinov2", _REMEDY), where, _REMEDY)
+    return _of_config(config, where) if config.get("model_type") == "dinov2" else {}
+
+
+def _of_config(config, where):
+    """The fields of a Dinov2Config; what it leaves out has transformers' default."""
+    rows = arguments.DINOV2_CONFIG
+    arguments.check(where, rows, {name: config[name] for name in rows if name in config})
+    return {
+        "heads": config.get("num_attention_heads", 12),
+        "epsilon": config.get("layer_norm_eps", 1e-6),
+    }
 
 
 def _as_in_files(state: State) -> State:
@@ -162,7 +202,12 @@ def _as_in_files(state: State) -> State:
             name = re.sub(pattern, lambda match, names=names: names[match[1]], name)
         return name
 
-    return {named(name): value for name, value in state.items()}
+    found = {named(name): value for name, value in state.items()}
+    first, second = _HALVES
+    for name in [name for name in found if first in name]:
+        halves = [found.pop(name), found.pop(name.replace(first, second))]
+        found[name.replace(first, _WHOLE)] = np.concatenate(halves)
+    return found
 
 
 @traced_once
@@ -179,6 +224,8 @@ TRANSFORMERS = Network(
         and "encoder.layer.0.layer_scale1.lambda1" in state
     ),
     fields=_transformers_fields,
+    told=_live,
+    configured=_beside,
     table=transformers_table,
     shapes=_shapes,
     upgrade=_as_in_files,
@@ -187,6 +234,7 @@ META = Network(
     model=Dinov2,
     recognise=lambda state: "pos_embed" in state and "blocks.0.ls1.gamma" in state,
     fields=_meta_fields,
+    told=_meta_live,
     table=meta_table,
     shapes=_shapes,
 )

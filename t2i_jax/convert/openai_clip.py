@@ -135,21 +135,6 @@ def openai_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     return found | _beside_shapes(found, told)
 
 
-def openai_live(module: Any) -> dict[str, Any]:
-    """The heads, the epsilon and the activation of a live OpenCLIP."""
-    block, visual = module.transformer.resblocks[0], module.visual.transformer.resblocks[0]
-    found = {
-        "transformer_heads": block.attn.num_heads,
-        "vision_heads": visual.attn.num_heads,
-        "epsilon": block.ln_1.eps,
-    }
-    kind = type(getattr(block.mlp, "gelu", None)).__name__
-    return found | ({"activation": _KINDS[kind]} if kind in _KINDS else {})
-
-
-_KINDS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
-
-
 def transformers_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that the shapes under transformers' names show, with those of `_beside_shapes`."""
     vision, text = "vision_model", "text_model"
@@ -168,29 +153,6 @@ def transformers_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]
         **_bias_of(state),
     }
     return found | _beside_shapes(found, told)
-
-
-def transformers_live(module: Any) -> dict[str, Any]:
-    """The heads, the epsilon and the activation of a live CLIPModel."""
-    of_text, of_vision = module.config.text_config, module.config.vision_config
-    return {
-        "transformer_heads": of_text.num_attention_heads,
-        "vision_heads": of_vision.num_attention_heads,
-        "epsilon": of_text.layer_norm_eps,
-        "activation": of_text.hidden_act,
-    }
-
-
-def untold_heads(model: OpenAIClip) -> dict[str, int]:
-    """The heads that have to be told when the network's state dict is read: those of another number
-    than published networks of its widths have.
-    """
-    text, vision = model.transformer_width, model.vision_width
-    own = {
-        "transformer_heads": (text, model.transformer_heads),
-        "vision_heads": (vision, model.vision_heads or max(vision // 64, 1)),
-    }
-    return {name: own for name, (width, own) in own.items() if _heads(name, width) != own}
 
 
 def _beside_shapes(found, told):
@@ -270,7 +232,7 @@ OPENAI = Network(
     model=OpenAIClip,
     recognise=lambda state: "visual.class_embedding" in state and "token_embedding.weight" in state,
     fields=openai_fields,
-    told=openai_live,
+    told=clip_config.of_open_clip,
     configured=clip_config.beside,
     table=openai_table,
     shapes=_shapes,
@@ -284,7 +246,7 @@ TRANSFORMERS = Network(
         "vision_model.pre_layrnorm.weight" in state and "text_projection.weight" in state
     ),
     fields=transformers_fields,
-    told=transformers_live,
+    told=clip_config.of_transformers,
     configured=clip_config.beside,
     table=transformers_table,
     shapes=_shapes,

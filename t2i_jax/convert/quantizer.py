@@ -44,15 +44,25 @@ def table(model: Any, dim: int) -> list[Entry | Constant]:
     return _lfq(model, dim) if model.lookup_free_quantization else _vq(model, dim)
 
 
+def discriminator(model: Any) -> Any | None:
+    """The discriminator that the package makes beside a tokenizer; None where it makes none: with
+    `discr_layers=0`, or for widths that no group norm of it has, `use_vgg_and_gan=False` there.
+    """
+    if not model.discr_layers:
+        return None
+    try:
+        return model.discriminator()
+    except UserError:
+        return None
+
+
 def shapes(model: Any) -> dict[str, Any]:
     """Shapes of a tokenizer's weights, unboxed, with those of its discriminator where it has
     one.
     """
     found = image_tokenizer.abstract(model)
-    if model.discr_layers:
-        found["discriminator"] = image_tokenizer.abstract_discriminator(
-            model.discriminator(), model
-        )
+    if (adversary := discriminator(model)) is not None:
+        found["discriminator"] = image_tokenizer.abstract_discriminator(adversary, model)
     return sharding.unbox(found)
 
 

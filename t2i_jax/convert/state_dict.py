@@ -4,13 +4,15 @@ an average beside the network itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import arrays as foreign
+from t2i_jax.terminal import say
 
 # Modules that hold another one and are no part of it: of DataParallel, DistributedDataParallel and
 # AveragedModel; of torch.compile; of FSDP; of activation checkpointing; of Lightning's Fabric.
@@ -25,6 +27,8 @@ _COUNT = "n_averaged"  # a buffer of AveragedModel, beside the network in it
 EMA, ONLINE = "ema_model", "online_model"  # of the averages of ema-pytorch
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params")
+# Words in the name of a place where an average is kept, and one that makes them a moment of Adam.
+_AVERAGES, _MOMENT = {"ema", "swa", "avg", "average", "averaged", "shadow", "polyak"}, "exp"
 _DEEPEST = 12  # containers within containers, and names before the network's own
 
 
@@ -79,16 +83,30 @@ def roots(
     yield from _roots(names, recognise, "", 0)
 
 
+def averaged(state: Mapping[str, Any]) -> set[str]:
+    """The places of PyTorch's `AveragedModel` in a state dict, as those of `roots`: it counts there
+    how many networks it is the average of.
+    """
+    places = (name.split(".")[:-1] for name in state if name.split(".")[-1] == _COUNT)
+    kept = ([part for part in place if part not in WRAPPERS] for place in places)
+    return {"".join(f"{part}." for part in place) for place in kept}
+
+
 def main(
-    found: list[tuple[str, Any]], order: list[Any], values: Mapping[str, Any]
+    found: list[tuple[str, Any]],
+    order: list[Any],
+    values: Mapping[str, Any],
+    averages: Collection[str] = (),
 ) -> tuple[str, Any] | None:
     """The network that is meant among those of `roots`; None for none.
 
     The first in `order` counts. Where there are several, an average counts, then the one where
-    training scripts put their weights. The same arrays at several places count once.
+    training scripts put their weights. The same arrays at several places count once. A line on
+    stderr names the others, and averages that are lists without names.
 
     Args:
-      values: the state dict.
+      values: the state dict. averages: places of averages, which `averaged` finds; others have a
+        name that says so.
 
     Raises:
       UserError: several, and nothing that tells which one is meant.
@@ -96,17 +114,37 @@ def main(
     if not found:
         return None
     first = min((network for _, network in found), key=order.index)
-    places = [place for place, network in found if network is first]
-    for kind in (_is_average, _is_usual):
+    every = places = [place for place, network in found if network is first]
+    for kind in (lambda place: _is_average(place) or place in averages, _is_usual):
         places = [place for place in places if kind(place)] or places
     places = _different(places, values)
     if len(places) > 1:
-        named = ", ".join(place.rstrip(".") or "the top" for place in places)
         raise UserError(
-            f"the weights hold {len(places)} networks of one kind, at {named}; save the state "
-            "dict of the one that is meant."
+            f"the weights hold {len(places)} networks of one kind, at {_named(places)}; save the "
+            "state dict of the one that is meant."
+        )
+    others = [place for place in every if place != places[0]]
+    passed = _different([places[0], *others], values)[1:] + _nameless(values, every)
+    if passed:
+        say(
+            f"t2i: of the weights those at {_named(places)} are taken and those at "
+            f"{_named(passed)} are not; for these save their state dict alone."
         )
     return places[0], first
+
+
+def _named(places):
+    return ", ".join(place.rstrip(".") or "the top" for place in places)
+
+
+def _nameless(values, places):
+    """The places of averages that are lists of arrays, which tell no names."""
+    found = {}
+    for name in values:
+        place, _, last = name.rpartition(".")
+        if last.isdecimal() and _is_average(place) and not name.startswith(tuple(places)):
+            found[place] = None
+    return list(found)
 
 
 def inner(module: Any, name: str, root: str) -> Any:
@@ -185,10 +223,12 @@ def _before(name, part):
 
 
 def _is_average(place):
-    """Whether a part of a place is "ema", or has that before or behind an underscore
-    ("params_ema").
-    """
-    return any("ema" in part.lower().split("_") for part in place.split("."))
+    """Whether a name in a place has a word of averages: "params_ema", "modelEMA", "ema0.999"."""
+    for part in place.split("."):
+        words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
+        if words & _AVERAGES and _MOMENT not in words:
+            return True
+    return False
 
 
 def _different(places, values):

@@ -124,6 +124,45 @@ def test_of_several_networks_the_one_that_is_meant_is_taken(state):
         found({"model": other, "ema": state, "model_ema": other})
 
 
+@pytest.mark.parametrize(
+    "name",
+    "swa_model averaged modelEMA ema0.999 ema-weights shadow average_model emaModel".split(),
+)
+def test_an_average_is_known_by_its_name_and_the_network_beside_it_is_told(state, name, capsys):
+    other = {key: value + 1 for key, value in state.items()}
+    _, found, _ = convert._found({"model": other, name: state}, None)
+    key = next(iter(state))
+    np.testing.assert_array_equal(found[key], state[key])
+    told = capsys.readouterr().err
+    assert f"those at {name} are taken and those at model are not" in told
+    convert._found({"model": state, name: dict(state)}, None)
+    assert not capsys.readouterr().err  # the same arrays
+
+
+def test_an_average_is_known_by_its_count(state, capsys):
+    other = {key: value + 1 for key, value in state.items()}
+    counted = {"n_averaged": np.int64(5), **_wrapped(state, "module")}
+    _, found, _ = convert._found({"model": other, "second": counted}, None)
+    key = next(iter(state))
+    np.testing.assert_array_equal(found[key], state[key])
+    assert "those at second are taken" in capsys.readouterr().err
+
+
+def test_what_is_passed_over_beside_the_usual_place_is_told(state, capsys):
+    other = {key: value + 1 for key, value in state.items()}
+    beside = {
+        "best_model": {"best_model": other},
+        "ema.shadow_params": {"ema": {"decay": 0.9, "shadow_params": list(other.values())}},
+        "callbacks.EMA.ema_weights": {"callbacks": {"EMA": {"ema_weights": [*other.values()]}}},
+    }
+    for place, more in beside.items():
+        convert._found({"model": state, **more}, None)
+        assert f"those at model are taken and those at {place} are not" in capsys.readouterr().err
+    moments = {"optimizer": {"state": {"exp_avg": list(other.values())}}}
+    convert._found({"model": state, **moments}, None)
+    assert not capsys.readouterr().err
+
+
 def test_two_arrays_of_one_name_must_be_equal(state):
     name, value = next(iter(state.items()))
     assert convert._found({**state, f"module.{name}": value.copy()}, None)[1].keys() == state.keys()

@@ -177,7 +177,9 @@ def test_a_clip_of_ours_is_changed_for_the_package(tmp_path, capsys):
         return dataclasses.replace(one, recipe=recipe, parts=parts)
 
     weights.to_torch(contents, tmp_path / "was.pt")
-    assert not capsys.readouterr().err
+    told = capsys.readouterr().err  # and nothing else
+    assert told.count("\n") == 1
+    assert told.endswith("""text_dim_head=8 visual_dim_head=8 "unets=[{'resnet_groups':4}]".\n""")
     weights.to_torch(as_by_default(contents), tmp_path / "is.pt")
     assert capsys.readouterr().err.count("text_encode_without_mask") == 1
     was, now = (torch.load(tmp_path / f"{name}.pt") for name in ("was", "is"))

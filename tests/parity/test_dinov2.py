@@ -104,10 +104,9 @@ def test_weights_under_all_names(made):
     same, others = convert.from_torch(meta, heads=2)
     assert same == model
     jax.tree.map(np.testing.assert_array_equal, params, others)
-    if not model.gated:  # a module in memory has other names than its file
-        same, others = convert.from_torch(theirs)
-        assert same == model
-        jax.tree.map(np.testing.assert_array_equal, params, others)
+    same, others = convert.from_torch(theirs)  # a module in memory has other names than its file
+    assert same == model
+    jax.tree.map(np.testing.assert_array_equal, params, others)
 
 
 def test_published_sizes():

@@ -224,6 +224,24 @@ def test_a_discriminator_that_the_package_has_no_place_for_stays_behind(layers, 
     assert any(name.startswith("discr.") for name in names) == bool(layers) and len(names) > 10
 
 
+def test_a_tokenizer_too_narrow_for_the_discriminator_of_the_package_goes_out(tmp_path):
+    net = t2i.VQGanVAE(
+        dim=8, image_size=16, layers=2, layer_mults=(1, 1), resnet_groups=2,
+        first_conv_kernel_size=3, codebook_size=16,
+    )  # fmt: skip
+    data = t2i.DataConfig(image_size=16)
+    recipe = t2i.Recipe(t2i.TokenizerTask(net), data, t2i.TrainConfig(steps=1, batch_size=1))
+    untrained.write(recipe, tmp_path / "run")
+    export_torch(tmp_path / "run", tmp_path / "out.pt")
+    theirs = reference.load("muse_maskgit_pytorch").VQGanVAE(
+        dim=8, layers=2, encdec_layer_mults=(1, 1), use_vgg_and_gan=False, codebook_size=16,
+        encdec_resnet_groups=2, encdec_first_conv_kernel_size=3, lookup_free_quantization=True,
+    )  # fmt: skip
+    theirs.load_state_dict(torch.load(tmp_path / "out.pt"), strict=True)
+    again = import_torch(tmp_path / "out.pt", tmp_path / "again", resnet_groups=2)
+    assert t2i.load(again).task.model.dim == 8
+
+
 def test_a_parti_with_its_tokenizer_goes_in_and_out_through_the_command_line(parti, tmp_path):
     torch.save(parti.state_dict(), tmp_path / "parti.pt")
     assert (

@@ -12,7 +12,8 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax import convert, runs
-from t2i_jax.convert import torch_io
+from t2i_jax.config import fields_of
+from t2i_jax.convert import torch_io, untold
 from t2i_jax.errors import UserError
 from t2i_jax.on_host import initialise
 from t2i_jax.systems.clip import weights as clip_weights
@@ -176,7 +177,7 @@ def test_a_published_clip_is_a_run_and_goes_out_again(published, tmp_path, capsy
     wanted = _similarity(model, params, shown, ids, mask)
     np.testing.assert_allclose(system.similarity(image, captions), wanted, atol=1e-5)
     again = runs.export_torch(out, tmp_path / "again.safetensors")
-    assert "does not say transformer_heads=2 vision_heads=2;" in capsys.readouterr().err
+    assert "vision_heads=2 transformer_heads=2 activation=gelu" in capsys.readouterr().err
     theirs, ours = torch_io.load(out.parent / "clip.safetensors"), torch_io.load(again)
     assert theirs.keys() == ours.keys()
     assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)
@@ -192,3 +193,52 @@ def test_a_published_clip_is_the_part_of_a_prior_and_a_decoder(published, tmp_pa
     images = t2i.load(tmp_path / "run").generate(["a red circle"], steps=2, prior_steps=2)
     assert images.shape == (1, 16, 16, 3)
     assert dalle2.nearest(images, ["a red circle", "a blue square"])
+
+
+_SMALL = dict(dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=64, text_enc_depth=1,
+              text_seq_len=12, visual_enc_depth=1, visual_image_size=16, visual_patch_size=8,
+              visual_heads=1)  # fmt: skip
+_UNET = dict(image_embed_dim=16, text_embed_dim=16)
+_OPENAI = dict(
+    embed_dim=16, image_resolution=16, vision_layers=1, vision_width=64, vision_patch_size=8,
+    context_length=12, vocab_size=64, transformer_width=64, transformer_heads=1,
+    transformer_layers=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (t2i.CLIP(**_SMALL, text_heads=8, text_dim_head=8, pixel_range=(-1.0, 1.0)),
+         {"text_dim_head": 8, "pixel_range": (-1.0, 1.0)}),
+        (t2i.CLIP(**_SMALL, text_heads=4, text_dim_head=16, visual_patch_dropout=0.0),
+         {"text_dim_head": 16, "visual_patch_dropout": 0.0, "pixel_range": (-1.0, 1.0)}),
+        (t2i.CLIP(**_SMALL, text_heads=1, pixel_range=(0.0, 1.0)), {}),
+        (t2i.OpenAIClip(**_OPENAI), {"activation": "quick_gelu"}),
+        (t2i.OpenAIClip(**_OPENAI, activation="gelu", epsilon=1e-3, mean=(0.5,) * 3),
+         {"activation": "gelu", "epsilon": 1e-3, "mean": (0.5,) * 3}),
+        (t2i.OpenAIClip(**_OPENAI | {"transformer_heads": 4}, vision_heads=2),
+         {"vision_heads": 2, "transformer_heads": 4, "activation": "quick_gelu"}),
+        (dataclasses.replace(toy_dalle2.UNET, scale_skip_connection=True, **_UNET),
+         {"resnet_groups": 4, "scale_skip_connection": True}),
+    ],
+)  # fmt: skip
+def test_what_a_state_dict_does_not_tell_is_found_and_gives_the_network_back(model, told):
+    network = next(one for one in convert.NETWORKS.values() if one.model is type(model))
+    shapes = network.shapes(model)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    state = convert.to_state(model, params)
+    assert untold.fields(network, model, state) == told
+    again, _ = convert.from_torch(state, **told)
+    if not isinstance(model, t2i.DecoderUnet):  # whose table makes weights of what it has not
+        read = {name: getattr(again, name) for name in fields_of(type(model))}
+        assert all(network.same(name, read, getattr(model, name)) for name in read)
+    assert all(getattr(again, name) == value for name, value in told.items())
+
+
+def test_an_export_tells_what_its_readers_take_otherwise(published, tmp_path, capsys):
+    runs.export_torch(published[0], tmp_path / "clip.safetensors")
+    said = capsys.readouterr().err
+    assert "`t2i convert from-torch` vision_heads=2 transformer_heads=2 activation=gelu" in said
+    assert "OpenAI's CLIP has another activation; compute there with activation=gelu" in said
+    assert "the run's vocabulary has id 1 for it" in said

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from t2i_jax import convert, paths
-from t2i_jax.convert import arguments, engine, openai_clip, torch_io, x_clip, x_clip_ssl
+from t2i_jax.convert import arguments, engine, openai_clip, torch_io, untold, x_clip, x_clip_ssl
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
-from t2i_jax.models.openai_clip import OpenAIClip
+from t2i_jax.models.openai_clip import MEAN, STD, OpenAIClip
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
@@ -167,15 +167,62 @@ def _of_ssl(model, beside):
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a run as a state dict, with what its self-supervised learning has where x-clip has the
-    network. Heads that a reader could not tell are told.
+    network. What its readers take otherwise is told.
     """
     averaged, model = jax.device_get(contents.averaged), contents.recipe.task.model
     state = convert.to_state(model, exported(averaged))
-    untold = openai_clip.untold_heads(model) if isinstance(model, OpenAIClip) else {}
-    if untold:
-        heads = " ".join(f"{name}={count}" for name, count in untold.items())
-        tell(f"the state dict does not say {heads}; give that to what reads it")
+    if isinstance(model, OpenAIClip):
+        tell_untold(untold.fields(openai_clip.OPENAI, model, state))
+        _tell_of_openai(model, contents.system.text_tokenizer)
+    else:
+        tell_untold(untold.fields(x_clip.NETWORK, model, state))
     torch_io.write(path, state | ssl_state(contents, state))
+
+
+def tell_untold(found: Mapping[str, Any]) -> None:
+    """Says which fields a reader of an exported file has to be given."""
+    if found:
+        tell(
+            f"the file does not tell {', '.join(found)}; to read it back give `t2i convert "
+            f"from-torch` {untold.as_overrides(found)}"
+        )
+
+
+def _tell_of_openai(model, words):
+    """Says what the packages that share the names compute otherwise by themselves."""
+    own = {"activation": "quick_gelu", "epsilon": 1e-5, "mean": MEAN, "std": STD}
+    other = [name for name, value in own.items() if getattr(model, name) != value]
+    if other:
+        values = " ".join(f"{name}={getattr(model, name)}" for name in other)
+        tell(f"OpenAI's CLIP has another {', '.join(other)}; compute there with {values}")
+    end = None if words is None else _end_of(words)
+    if end is not None and end != words.vocab_size - 1:
+        tell(
+            "OpenAI's CLIP and OpenCLIP take the highest id of a caption for its end, and the "
+            f"run's vocabulary has id {end} for it: captions get other vectors there; in the "
+            "package's encode_text take the vector at the last id that is not 0"
+        )
+
+
+def _end_of(words):
+    """The id that ends every caption."""
+    ids, mask = words(["a"], 3)
+    return int(ids[0][mask[0]][-1])
+
+
+def untold_within(state: Mapping[str, Any], model: CLIP | None, place: str) -> dict[str, Any]:
+    """The fields that a reader has to be given of the CLIP of a prior or a decoder.
+
+    Args:
+      state: a state dict that holds it, under names that begin with `place`. model: as `within`
+        gives it; None: there is none.
+    """
+    if model is None:
+        return {}
+    seen = dataclasses.replace(model, text_encode_without_mask=True)  # as its adapter does
+    found = untold.fields(x_clip.NETWORK, seen, engine.part(state, place + x_clip.WITHIN))
+    found.pop("text_encode_without_mask", None)
+    return found
 
 
 def ssl_state(contents: Any, state: Mapping[str, Any], place: str = "") -> dict[str, Any]:

@@ -76,6 +76,10 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
         decoder, of_decoder = decoders.exported(contents.parts["decoder"])
     params = {"prior": of_prior, "decoder": of_decoder}
     state = convert.to_state(PriorAndDecoder(prior, decoder), params)
+    clips.tell_untold(
+        priors.untold_fields(prior, state, "prior.")
+        | decoders.untold_fields(decoder, state, "decoder.")
+    )
     for name in params:
         state |= clips.ssl_within(contents.parts[name], state, f"{name}.")
     torch_io.write(path, state)

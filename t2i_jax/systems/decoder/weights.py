@@ -12,7 +12,15 @@ import jax
 import numpy as np
 
 from t2i_jax import values
-from t2i_jax.convert import Weights, arguments, to_state, torch_io
+from t2i_jax.convert import (
+    Weights,
+    arguments,
+    decoder_unet,
+    engine,
+    to_state,
+    torch_io,
+    untold,
+)
 from t2i_jax.convert import dalle2_decoder as tables
 from t2i_jax.convert.dalle2_decoder import DecoderCheckpoint
 from t2i_jax.diffusion.discrete import DiscreteDdpm
@@ -98,6 +106,7 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     """
     model, averaged = exported(contents)
     state = to_state(model, averaged)
+    clips.tell_untold(untold_fields(model, state))
     more = clips.ssl_within(contents, state)
     if path.suffix.lower() == torch_io.SAFE:
         torch_io.write(path, state | more)
@@ -112,6 +121,23 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     made = tables.to_trainer(checkpoint)
     made["model"] |= torch_io.tensors(more)
     torch_io.write_checkpoint(path, made)
+
+
+def untold_fields(model: DecoderUnets, state: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The fields that a reader of an exported decoder has to be given: those of each U-Net, and of
+    its CLIP.
+
+    Args:
+      place: how the names of the decoder begin in the state dict.
+    """
+    each = [
+        untold.fields(decoder_unet.NETWORK, unet, engine.part(state, f"{place}unets.{i}."))
+        for i, unet in enumerate(model.unets)
+    ]
+    return {
+        **({"unets": each} if any(each) else {}),
+        **clips.untold_within(state, model.clip, place),
+    }
 
 
 def exported(contents: Any) -> tuple[DecoderUnets, dict[str, Any]]:

@@ -13,7 +13,14 @@ from typing import Any
 import jax
 
 from t2i_jax import convert
-from t2i_jax.convert import arguments, torch_io
+from t2i_jax.convert import (
+    arguments,
+    dalle2_prior,
+    diffusion_prior,
+    engine,
+    torch_io,
+    untold,
+)
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.errors import UserError
 from t2i_jax.models.dalle2 import PriorAndClip
@@ -168,8 +175,23 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     Raises:
       UserError: a diffusion or a network that the package has no place for.
     """
-    state = convert.to_state(*exported(contents))
+    model, params = exported(contents)
+    state = convert.to_state(model, params)
+    clips.tell_untold(untold_fields(model, state))
     torch_io.write(path, state | clips.ssl_within(contents, state))
+
+
+def untold_fields(model: PriorAndClip, state: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The fields that a reader of an exported prior has to be given, of its network and its CLIP.
+
+    Args:
+      place: how the names of the prior begin in the state dict.
+    """
+    network = engine.part(state, f"{place}{dalle2_prior.NET}")
+    return {
+        **untold.fields(diffusion_prior.NETWORK, model.network, network),
+        **clips.untold_within(state, model.clip, place),
+    }
 
 
 def exported(contents: Any) -> tuple[PriorAndClip, dict[str, Any]]:

@@ -12,7 +12,7 @@ import jax
 
 from t2i_jax import convert
 from t2i_jax.config import fields_of
-from t2i_jax.convert import arguments, flax_io, torch_io
+from t2i_jax.convert import arguments, flax_io, quantizer, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.taming_vqgan import VQGAN
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
@@ -138,8 +138,8 @@ def exported(contents: Any) -> dict[str, Any]:
     """
     task, model = contents.recipe.task, contents.recipe.task.model
     groups = {"generator": contents.averaged["generator"]}
-    if isinstance(model, _WITH_DISCRIMINATOR) and model.discr_layers:
-        own = "discriminator" in contents.averaged and task.discriminator == model.discriminator()
-        groups |= {"discriminator": contents.averaged["discriminator"]} if own else {}
+    theirs = quantizer.discriminator(model) if isinstance(model, _WITH_DISCRIMINATOR) else None
+    if theirs is not None and theirs == task.discriminator and "discriminator" in contents.averaged:
+        groups |= {"discriminator": contents.averaged["discriminator"]}
     codebook = jax.eval_shape(model.start, jax.random.key(0))
     return {**groups, "stats": {name: contents.stats[name] for name in codebook}}
