@@ -76,6 +76,8 @@ def check(
         )
         for name, (one, parts) in planned_stages(recipe, given, workdir).items()
     }
+    if workdir is not None:
+        begun.check_around(recipe, workdir)
     _refuse(_per_stage(stages, lambda _: [_check_begun]))
     is_begun = not all(stage.is_new for stage in stages.values())
     inside: dict[str, None] = {}  # a run that was begun in its own data goes on, and is told of it
