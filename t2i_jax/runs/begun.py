@@ -46,7 +46,7 @@ def check(recipe: Recipe, workdir: pathlib.Path) -> None:
 
 def check_around(recipe: Recipe, workdir: pathlib.Path) -> None:
     """Refuses to train further what another run was begun with: one around this folder, or one
-    beside it, as the prior of a DALL-E 2 has the CLIP beside it.
+    beside it, as a stage has what it inherits.
 
     Raises:
       UserError: a parts.json there names this folder.

@@ -27,7 +27,7 @@ from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin, begun, evaluation
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe, idle
-from t2i_jax.runs.wiring import planned_stages
+from t2i_jax.runs.wiring import planned_stages, told_apart
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
 from t2i_jax.train.log import check_wandb
@@ -91,7 +91,10 @@ def check(
     whole = _check_shapes if several else _check_networks
     _refuse(
         _per_stage(
-            stages, lambda one: [*checks, *looks, *measures, whole] if one.is_trained else looks
+            stages,
+            lambda one: (
+                [*checks, *looks, *measures, whole] if one.is_trained else [_check_joined, *looks]
+            ),
         )
     )
     return [*inside, *(said for name, stage in stages.items() for said in idle(stage.recipe, name))]
@@ -198,6 +201,14 @@ def _check_begun(stage):
     """Checks that the stage goes on with what its folder holds."""
     if stage.home is not None:
         begun.check(stage.recipe, stage.home)
+
+
+def _check_joined(stage):
+    """Checks that what the parts will have learnt can be joined."""
+    task = stage.recipe.task
+    if not task.objectives:
+        with _told(task):
+            task.check_parts(told_apart(stage.parts))
 
 
 def _check_machine(stage):
