@@ -25,7 +25,7 @@ from t2i_jax import paths, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError, first_line, is_full
 from t2i_jax.terminal import say
-from t2i_jax.train import arrays, digests, full_disk
+from t2i_jax.train import arrays, digests, full_disk, moved
 from t2i_jax.train import best as bests
 from t2i_jax.train.finishing import Finishing
 from t2i_jax.types import TrainState
@@ -36,6 +36,7 @@ _TRIES = 20  # of reading beside a run that removes what is read
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 full_disk.hush()
+moved.hush()
 
 
 def _is_news(record):

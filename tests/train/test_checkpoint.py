@@ -3,6 +3,7 @@ of its own).
 """
 
 import dataclasses
+import gc
 import itertools
 import json
 import pathlib
@@ -19,7 +20,8 @@ from orbax.checkpoint._src.path import step as step_lib
 
 from t2i_jax.errors import UserError
 from t2i_jax.train import arrays, digests
-from t2i_jax.train.loop import TrainConfig, fit
+from t2i_jax.train.checkpoint import Checkpoints
+from t2i_jax.train.loop import Hook, TrainConfig, fit
 from t2i_jax.train.stored import load_config, load_params
 
 from .toy import ToyBatches, ToyTask
@@ -256,6 +258,53 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds no finished checkpoint"):
         load_params(tmp_path)
+
+
+def _at(step, act):
+    return Hook(1, lambda state, done, log: act() if done == step else None)
+
+
+@pytest.mark.parametrize("how", ["moved", "removed"])
+def test_a_folder_that_goes_while_it_trains_ends_in_a_sentence(tmp_path, capfd, caplog, how):
+    run, new, once = tmp_path / "run", tmp_path / "new", dataclasses.replace(_CONFIG, save_every=3)
+    go = {"moved": lambda: run.rename(new), "removed": lambda: shutil.rmtree(run)}[how]
+    with pytest.raises(UserError, match="run' is no longer there, so .* not saved; where it was"):
+        fit(ToyTask(), ToyBatches(), once, run, hooks=(_at(2, go),))
+    gc.collect()
+    assert not [line for line in capfd.readouterr().err.splitlines() if "rror" in line]
+    assert not caplog.records and not (run / "checkpoints").exists()
+    if how == "moved":
+        (new / "lock").unlink()  # of this process, which would have ended
+        assert fit(ToyTask(), ToyBatches(), once, new).step == 3
+
+
+def test_a_folder_that_goes_while_a_step_is_saved_ends_in_the_same_sentence(
+    tmp_path, monkeypatch, capfd, caplog
+):
+    run, finish = tmp_path / "run", Checkpoints._finish
+
+    def late(self, step, counts):
+        if step == 2:
+            run.rename(tmp_path / "new")
+        finish(self, step, counts)
+
+    monkeypatch.setattr(Checkpoints, "_finish", late)
+    with pytest.raises(UserError, match="run' is no longer there, so .* not saved; where it was"):
+        fit(ToyTask(), ToyBatches(), _CONFIG, run)
+    gc.collect()
+    assert not [line for line in capfd.readouterr().err.splitlines() if "rror" in line]
+    assert not caplog.records
+
+
+def test_where_a_link_leads_to_the_folder_that_was_moved_the_run_goes_on(tmp_path):
+    run, new = tmp_path / "run", tmp_path / "new"
+
+    def go():
+        run.rename(new)
+        run.symlink_to(new)
+
+    assert fit(ToyTask(), ToyBatches(), _CONFIG, run, hooks=(_at(2, go),)).step == 3
+    assert load_config(new)
 
 
 _ON_A_SMALL_DISK = """
