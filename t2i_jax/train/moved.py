@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from t2i_jax.cluster import lock
 from t2i_jax.errors import UserError
 
-_there: dict[str, Callable[[], bool]] = {}  # by folder, of the runs that train in this process
+_there: dict[str, Callable[..., bool]] = {}  # by folder, of the runs that train in this process
 _gone: set[str] = set()  # folders of which more is said when their errors are collected
 
 
@@ -28,15 +28,17 @@ def refused(workdir: pathlib.Path) -> Iterator[None]:
     known = _identity(home)
     handle = os.open(home, os.O_RDONLY)  # while it is open, no new folder gets its number
 
-    def is_there():
-        # TensorStore makes the path anew, without a lock; not every file system keeps its numbers
-        return home.is_dir() and (_identity(home) == known or os.path.lexists(home / lock.FILE))
+    def is_there(strictly=False):
+        # TensorStore makes the path anew, without a lock; not every file system keeps its numbers.
+        # An error in a folder whose lock is gone comes of its removal, which may still go on.
+        is_same = _identity(home) == known and not strictly
+        return home.is_dir() and (is_same or os.path.lexists(home / lock.FILE))
 
     _there[str(workdir)] = is_there
     try:
         yield
     except Exception as error:
-        if is_there():
+        if is_there(strictly=True):
             raise
         _gone.add(os.path.realpath(home))
         raise _refusal(workdir) from error
@@ -74,7 +76,7 @@ def _refusal(workdir):
 
 def _is_news(record):
     said = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
-    return all(is_there() for is_there in _there.values()) and not any(
+    return all(is_there(strictly=True) for is_there in _there.values()) and not any(
         home in said for home in _gone
     )
 
