@@ -239,6 +239,8 @@ class Checkpoints:
             digests.check(self.folder / str(step), share=share)
             check(self._config(step))
             found = self._reader.restore(step, args=items)
+            if (saved := int(found.rest["step"])) != step:  # older ones would go for its sake
+                raise ValueError(f"it holds step {saved}, under another name")
             # Runs of one process once saved its position alone.
             return _join(found.weights, found.rest), found.data.get("positions") or [
                 found.data["position"]

@@ -20,6 +20,7 @@ from orbax.checkpoint._src.path import step as step_lib
 
 from t2i_jax.errors import UserError
 from t2i_jax.train import arrays, digests
+from t2i_jax.train import best as bests
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.loop import Hook, TrainConfig, fit
 from t2i_jax.train.stored import load_config, load_params
@@ -92,6 +93,16 @@ def test_a_damaged_newest_checkpoint_is_named_and_kept_and_the_one_before_is_tak
         int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()
     ) == [1, 2, 3]
     chex.assert_trees_all_equal(load_params(copy)[1], trained[1].params)
+
+
+def test_a_step_under_another_number_is_kept_apart_and_takes_no_other_ones_place(copy, capfd):
+    shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "9")
+    config = dataclasses.replace(_CONFIG, steps=4, keep=2)
+    assert fit(ToyTask(), ToyBatches(), config, copy).step == 4
+    told = "step 9 can't be read (it holds step 2, under another name); step 3 is taken instead"
+    assert told in capfd.readouterr().err
+    assert (copy / "unreadable" / "9.0").is_dir()
+    assert bests.steps_in(copy / "checkpoints") == [3, 4]
 
 
 def test_reading_alone_moves_nothing(copy, capfd):
