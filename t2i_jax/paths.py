@@ -151,6 +151,7 @@ def make(field: str, folder: pathlib.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        check_link(field, folder)
         if folder.is_file():
             raise UserError(
                 f"{field}={shown(folder)} is a file where a folder belongs; move the file away, or "
@@ -159,6 +160,21 @@ def make(field: str, folder: pathlib.Path) -> None:
         raise UserError(
             f"{field}={shown(folder)} can't be made ({error.strerror}); name another folder."
         ) from None
+
+
+def check_link(field: str, path: pathlib.Path) -> None:
+    """Refuses a path that is, or leads through, a link to what is not there: as of a disk that is
+    not mounted.
+
+    Raises:
+      UserError: names the link, and where it leads.
+    """
+    for one in (path, *path.parents):
+        if one.is_symlink() and not one.exists():
+            raise UserError(
+                f"{field}={shown(one)} is a link to {shown(os.path.realpath(one))}, which is not "
+                "there; mount or restore what it leads to, or name another folder."
+            )
 
 
 def shown(path: Given) -> str:

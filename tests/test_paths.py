@@ -96,8 +96,16 @@ def test_a_run_is_refused_where_a_file_is_or_nothing_can_be_made(tmp_path):
     with pytest.raises(UserError, match="workdir='circle' can't be reached"):
         runs.train(_RECIPE, "circle")
     os.symlink(tmp_path / "nowhere" / "deep", "dangling")
-    with pytest.raises(UserError, match="workdir='dangling"):
+    with pytest.raises(UserError, match="='dangling' is a link to .*deep', which is not there"):
         runs.train(_RECIPE, "dangling")
+    with pytest.raises(UserError, match="workdir='dangling/run' lies below .*dangling', no folder"):
+        runs.train(_RECIPE, "dangling/run")
+    pathlib.Path("begun").mkdir()
+    os.symlink(tmp_path / "nowhere" / "disk", "begun/checkpoints")
+    for use in (lambda run: runs.train(_RECIPE, run), runs.load):
+        with pytest.raises(UserError, match="='begun/checkpoints' is a link to .*disk', which is"):
+            use("begun")
+    assert os.listdir("begun") == ["checkpoints"]
     with pytest.raises(UserError, match="workdir='/proc/run'"):
         runs.train(_RECIPE, "/proc/run")
     with pytest.raises(UserError, match="is not UTF-8"):

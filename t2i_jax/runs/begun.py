@@ -1,5 +1,5 @@
-"""A run that was begun: what of its recipe may change when it is started again, and whether the
-parts that it was begun with are there.
+"""A run that was begun: what of its recipe may change when it is started again, whether the parts
+that it was begun with are there, and whether its folder belongs to something else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t2i_jax.errors import UserError
+from t2i_jax.files import read_object
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.train.config import refuse_other_run
@@ -26,21 +27,78 @@ def check(recipe: Recipe, workdir: pathlib.Path) -> None:
     holds. Nothing is written, and no array is read.
 
     Raises:
-      UserError: the newest checkpoint is of another configuration, or a part that the run was
-        begun with is missing, was not trained there, or would be trained further.
+      UserError: the newest checkpoint is of another configuration, the folder's system is read from
+        elsewhere than from checkpoints, or a part that the run was begun with is missing, was not
+        trained there, or would be trained further.
     """
-    if last_step(workdir) is not None:
+    is_joined = _check_place(recipe, workdir)
+    step = last_step(workdir)
+    if step is not None:
         stored = of_today(load_config(workdir))
         refuse_other_run(stored, recipe_to_dict(recipe), FREE, workdir)
     recorded = folders.recorded_parts(workdir)
     for name, source in recipe.parts.items():
-        if isinstance(source, Recipe) and name in recorded:
-            _check_done(name, source, workdir, recorded[name].get("folder"))
+        # where parts.json was lost, what is trained here lies in the folder of its name
+        entry = recorded.get(name, {"folder": name} if is_joined or step is not None else None)
+        if isinstance(source, Recipe) and entry is not None:
+            _check_done(name, source, workdir, entry.get("folder"))
+
+
+def check_around(recipe: Recipe, workdir: pathlib.Path) -> None:
+    """Refuses to train further what another run was begun with: one around this folder, or one
+    beside it, as a stage has what it inherits.
+
+    Raises:
+      UserError: a parts.json there names this folder.
+    """
+    done, here = last_step(workdir), os.path.realpath(workdir)
+    if done is None or recipe.train is None or recipe.train.steps <= done:
+        return
+    for home in {os.path.dirname(os.path.abspath(workdir)), os.path.dirname(here)}:
+        around = pathlib.Path(home)
+        for path in [around / folders.PARTS, *around.glob(f"*/{folders.PARTS}")]:
+            for name, folder in _begun_with(path):
+                if os.path.realpath(path.parent / folder) == here:
+                    raise UserError(
+                        f"workdir={str(workdir)!r} is the part {name} of run={str(path.parent)!r}, "
+                        f"which was begun with its step {done} and could not be read with another; "
+                        f"set train.steps={done}, or train in a new folder with "
+                        f"init={str(workdir)!r}."
+                    )
 
 
 def of_today(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """A stored recipe with the fields that there are today, at their defaults where it has none."""
     return recipe_to_dict(recipe_from_dict(stored))
+
+
+def _begun_with(path):
+    """The (name, folder) of the parts in a parts.json, which may be none of ours."""
+    for name, entry in (read_object(path) or {}).items():
+        known = entry if isinstance(entry, dict) else {}
+        if known.get("fingerprint") and isinstance(known.get("folder"), str):
+            yield name, known["folder"]
+
+
+def _check_place(recipe, workdir):
+    """Refuses a folder in which checkpoints would not be what is read; whether it holds a run that
+    joins its parts.
+    """
+    if folders.is_export(workdir):
+        raise UserError(
+            f"workdir={str(workdir)!r} holds an exported system ({folders.EXPORT}), which would go "
+            "on being read in place of what is trained; name a new workdir, where init= with this "
+            "one begins with its weights."
+        )
+    if not folders.is_joined(workdir):
+        return False
+    theirs, own = (type(one.task) for one in (folders.load_run_recipe(workdir), recipe))
+    if theirs is not own:
+        raise UserError(
+            f"workdir={str(workdir)!r} holds a run of {theirs.__name__}, which joins its parts, "
+            f"and this recipe is one of {own.__name__}; name a new workdir."
+        )
+    return True
 
 
 def _check_done(name, source, workdir, recorded):

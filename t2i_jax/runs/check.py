@@ -27,7 +27,7 @@ from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin, begun, evaluation
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe, idle
-from t2i_jax.runs.wiring import planned_stages
+from t2i_jax.runs.wiring import planned_stages, told_apart
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
 from t2i_jax.train.log import check_wandb
@@ -76,6 +76,8 @@ def check(
         )
         for name, (one, parts) in planned_stages(recipe, given, workdir).items()
     }
+    if workdir is not None:
+        begun.check_around(recipe, workdir)
     _refuse(_per_stage(stages, lambda _: [_check_begun]))
     is_begun = not all(stage.is_new for stage in stages.values())
     inside: dict[str, None] = {}  # a run that was begun in its own data goes on, and is told of it
@@ -89,7 +91,10 @@ def check(
     whole = _check_shapes if several else _check_networks
     _refuse(
         _per_stage(
-            stages, lambda one: [*checks, *looks, *measures, whole] if one.is_trained else looks
+            stages,
+            lambda one: (
+                [*checks, *looks, *measures, whole] if one.is_trained else [_check_joined, *looks]
+            ),
         )
     )
     return [*inside, *(said for name, stage in stages.items() for said in idle(stage.recipe, name))]
@@ -196,6 +201,14 @@ def _check_begun(stage):
     """Checks that the stage goes on with what its folder holds."""
     if stage.home is not None:
         begun.check(stage.recipe, stage.home)
+
+
+def _check_joined(stage):
+    """Checks that what the parts will have learnt can be joined."""
+    task = stage.recipe.task
+    if not task.objectives:
+        with _told(task):
+            task.check_parts(told_apart(stage.parts))
 
 
 def _check_machine(stage):

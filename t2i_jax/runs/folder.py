@@ -450,6 +450,11 @@ def is_export(workdir: pathlib.Path) -> bool:
     return (workdir / EXPORT).is_file()
 
 
+def is_joined(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds a run that joins its parts and trains nothing of its own."""
+    return (workdir / _JOINED).is_file()
+
+
 def cutting(system: System, recipe: Recipe) -> System:
     """A system that cuts the images that it is given as the recipe cut those of training."""
     crop = "center" if recipe.data is None else recipe.data.crop

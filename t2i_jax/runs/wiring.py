@@ -5,6 +5,8 @@ alike.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 from t2i_jax import convert, paths
 from t2i_jax.errors import UserError
 from t2i_jax.runs import begin
-from t2i_jax.runs.folder import load_run_recipe
+from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.systems.base import Given, Part
+from t2i_jax.train.stored import last_step
 
 # `resolve(name, part, source, given)` finds a part that is another task's: `source` is a recipe or
 # the path of a run, `given` what the part inherits.
@@ -72,22 +75,65 @@ def planned_stages(
 
     def plan(part_name: str, part: Part, source: Recipe | str, given: Mapping[str, Given]) -> Given:
         if isinstance(source, str):
-            of = _recipe_in(part_name, source)
+            of, about = _finished(part_name, source)
         else:
             inner = f"{name}.{part_name}" if name else part_name
             home = None if workdir is None else workdir / part_name
             found.update(planned_stages(source, given, home, inner))
-            of = found[inner][0]
+            of, its = found[inner]
+            about = {"parts": its, "home": home if _is_trained(of, home) else None}
         check_kind(part_name, part, of.task)
-        return Given(of.task.network, of.task.weights_shapes())
+        return Given(of.task.network, of.task.weights_shapes(), planned=of.task, **about)
 
     found[name] = wired(begin.with_parts(recipe, workdir), given or {}, plan)
     return found
 
 
-def _recipe_in(name, path):
+def told_apart(parts: Mapping[str, Given]) -> dict[str, Given]:
+    """The planned parts, and what each was trained with, with fingerprints where two of one name
+    may be two: the arrays of their runs are read, and no others.
+    """
+    doubtful = set()
+    for part in parts.values():
+        doubtful |= {name for name, own in part.parts.items() if own is not parts.get(name)}
+        doubtful |= {name for about in part.made_with.values() for name in about}
+
+    @functools.cache
+    def fingerprint(home):
+        return folders.fingerprint(folders.part_in(pathlib.Path(home)).weights)
+
+    def known(name, part):
+        if name not in doubtful or part.fingerprint or part.home is None or not part.home.is_dir():
+            return part
+        return dataclasses.replace(part, fingerprint=fingerprint(os.path.realpath(part.home)))
+
+    return {
+        name: dataclasses.replace(
+            known(name, part), parts={inner: known(inner, own) for inner, own in part.parts.items()}
+        )
+        for name, part in parts.items()
+    }
+
+
+def _is_trained(recipe, home):
+    done = None if home is None else last_step(home)
+    return done is not None and recipe.train is not None and done >= recipe.train.steps
+
+
+def _finished(name, path):
+    """The recipe of a finished run, and what its files tell of it."""
     try:
-        return load_run_recipe(path)
+        recipe, home = folders.load_run_recipe(path), paths.given("run", path)
+        parts = {
+            inner: Given(
+                None,
+                None,
+                home=home / (told.get("folder") or inner),
+                fingerprint=told.get("fingerprint") or "",
+            )
+            for inner, told in folders.recorded_parts(home).items()
+        }
+        return recipe, {"parts": parts, "home": home, "made_with": folders.made_with(home)}
     except UserError as error:
         raise UserError(f"parts.{name}: {error}") from None
 

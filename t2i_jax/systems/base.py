@@ -58,10 +58,12 @@ class Given:
         nothing is computed.
       system: the trained system, for a task that joins whole systems; None for a file of weights
         and for shapes.
-      home: the folder of its run; None for a file of weights and for shapes.
+      home: the folder of its run; None for a file of weights, and where it is still to be trained.
       fingerprint: tells weights apart; "" where nobody asked for it yet.
       made_with: by column of packed data that its run was trained on ("text", "clip") what the
         manifest says that this was made with; without those of which the run does not tell.
+      planned: the task whose run it is, where `weights` are shapes. parts: what that run was, or
+        will be, trained with.
     """
 
     network: Any
@@ -70,6 +72,13 @@ class Given:
     home: pathlib.Path | None = None
     fingerprint: str = ""
     made_with: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    planned: Any = None
+    parts: Mapping[str, Given] = dataclasses.field(default_factory=dict)
+
+    @property
+    def task(self) -> Any:
+        """The task whose run it is; None for a file of weights."""
+        return self.planned if self.system is None else self.system.task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +109,37 @@ def same_weights(one: Any, other: Any) -> bool:
     """Whether two trees of arrays are equal, number for number."""
     same = jax.tree.structure(one) == jax.tree.structure(other)
     return same and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+def is_other(one: Given, part: Given) -> bool:
+    """Whether what a run was trained with is known to be another part than `part`: one of other
+    weights, or one that is still to be trained.
+    """
+    if one.fingerprint and part.fingerprint:
+        return one.fingerprint != part.fingerprint
+    return bool(one.fingerprint) and part.planned is not None and part.home is None
+
+
+def refuse_unread(name: str, stages: Sequence[str], parts: Mapping[str, Given]) -> None:
+    """Refuses a part that none of the stages was trained with, as nothing would read it.
+
+    Args:
+      stages: the names of those that may have been trained with it. parts: of the task that joins
+        them, by name.
+
+    Raises:
+      UserError: each of the stages that has such a part has another one.
+    """
+    reading = [stage for stage in stages if name not in parts[stage].task.unread_parts]
+    own = {stage: parts[stage].parts[name] for stage in reading if name in parts[stage].parts}
+    if name in parts and own and all(is_other(one, parts[name]) for one in own.values()):
+        homes = (one.home for one in own.values() if one.home is not None)
+        theirs = next((f"give {name}={os.path.normpath(home)}" for home in homes), "give theirs")
+        listed = " and ".join(f"parts.{stage}" for stage in own)
+        raise UserError(
+            f"{listed} came with another {name} than parts.{name}, which nothing would read; "
+            f"{theirs}, or leave it out."
+        )
 
 
 def on_host(part: Given) -> Given:
@@ -297,6 +337,11 @@ class SystemTask:
             part.field: parts[name].network for name, part in self.parts.items() if name in parts
         }
         return dataclasses.replace(self, **fields) if fields else self  # type: ignore[type-var]
+
+    def check_parts(self, parts: Mapping[str, Given]) -> None:
+        """Refuses parts that can't be joined, as far as their tasks tell, and the fingerprints of
+        those that were trained before. It is asked before the first of them trains.
+        """
 
     @property
     def text_lengths(self) -> Mapping[str, int]:

@@ -25,7 +25,7 @@ from t2i_jax import paths, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError, first_line, is_full
 from t2i_jax.terminal import say
-from t2i_jax.train import arrays, digests, full_disk
+from t2i_jax.train import arrays, digests, full_disk, moved
 from t2i_jax.train import best as bests
 from t2i_jax.train.finishing import Finishing
 from t2i_jax.types import TrainState
@@ -36,6 +36,7 @@ _TRIES = 20  # of reading beside a run that removes what is read
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 full_disk.hush()
+moved.hush()
 
 
 def _is_news(record):
@@ -238,6 +239,8 @@ class Checkpoints:
             digests.check(self.folder / str(step), share=share)
             check(self._config(step))
             found = self._reader.restore(step, args=items)
+            if (saved := int(found.rest["step"])) != step:  # older ones would go for its sake
+                raise ValueError(f"it holds step {saved}, under another name")
             # Runs of one process once saved its position alone.
             return _join(found.weights, found.rest), found.data.get("positions") or [
                 found.data["position"]

@@ -20,6 +20,7 @@ from t2i_jax.config import differences, to_dict
 from t2i_jax.errors import Preempted, ReaderKilled, UserError
 from t2i_jax.terminal import say
 from t2i_jax.train import best as bests
+from t2i_jax.train import moved
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
@@ -91,7 +92,8 @@ def fit(
 
     Raises:
       UserError: the checkpoint was made with another configuration; processes were given different
-        ones; a batch does not fit; the disk is full; too many updates in a row were not finite.
+        ones; a batch does not fit; the disk is full; the folder is gone; too many updates in a
+        row were not finite.
       Preempted: after SIGTERM or SIGINT, with everything saved.
     """
     main_script.check(0)
@@ -113,7 +115,11 @@ def fit(
     trained = [objective.group for objective in task.objectives]
     by = (monitor and monitor.by) or bests.validation_of(trained, abstract.params)
     is_of = None if monitor and monitor.by else functools.partial(_is_of_task, stored, upgrade)
-    with lock.held(workdir), Checkpoints(workdir, config.keep, by, is_of) as checkpoints:
+    with (
+        lock.held(workdir),
+        moved.refused(workdir),
+        Checkpoints(workdir, config.keep, by, is_of) as checkpoints,
+    ):
         restored = checkpoints.restore(abstract, check)
         if restored is None:
             state = states.first(start, abstract, config.seed)
@@ -330,6 +336,7 @@ class _Loop:
             jax.block_until_ready(state.step)
 
     def _save(self, done, state, position):
+        moved.check()
         self.measuring.monitoring.finish_before(done)
         self.clock.save(done)
         with self.clock.spent_on("checkpoint"):

@@ -44,8 +44,13 @@ def last_step(workdir: str | pathlib.Path) -> int | None:
     """The newest step of which a run's folder has a finished checkpoint; None without any.
 
     No array is read.
+
+    Raises:
+      UserError: the folder of checkpoints is a link to what is not there.
     """
-    return max(bests.steps_in(paths.given("run", workdir) / FOLDER), default=None)
+    folder = paths.given("run", workdir) / FOLDER
+    paths.check_link("run", folder)
+    return max(bests.steps_in(folder), default=None)
 
 
 def chosen_step(workdir: str | pathlib.Path, step: int | str | None) -> int | None:
@@ -61,6 +66,7 @@ def chosen_step(workdir: str | pathlib.Path, step: int | str | None) -> int | No
 
 def _read_only(workdir, read):
     folder = paths.given("run", workdir) / FOLDER
+    paths.check_link("run", folder)
     if folder.is_file():
         raise UserError(
             f"run={str(workdir)!r}: {str(folder)!r} is a file where a folder belongs; restore the "

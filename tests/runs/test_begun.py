@@ -9,7 +9,7 @@ import pytest
 
 from t2i_jax import runs
 from t2i_jax.errors import UserError
-from t2i_jax.runs import begun
+from t2i_jax.runs import begun, folder
 from t2i_jax.runs.check import check
 from t2i_jax.runs.recipe import changed
 from tests.toy_system import pair
@@ -99,3 +99,43 @@ def test_a_recorded_part_is_looked_for_where_it_was(source, folder, there, said,
         return
     with pytest.raises(UserError, match=said):
         begun.check(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("part", "get_config"), [(".", toy.get_config), ("mean", pair.get_config)])
+def test_an_exported_system_is_not_trained_over(part, get_config, base, tmp_path):
+    out = runs.export(base / part, tmp_path / "out")
+    told = _refused(changed(get_config(), ["*.train.steps=9"]), out)
+    assert re.search(r"workdir='.*/out' holds an exported system \(system.json\).*init=", told)
+
+
+@pytest.mark.parametrize("get_config", [toy.get_config, lambda: toy.get_config().parts["mean"]])
+def test_a_run_that_joins_parts_is_not_trained_over(get_config, tmp_path):
+    folder.write_joined(tmp_path, pair.get_config())
+    told = _refused(get_config(), tmp_path)
+    assert "holds a run of PairTask, which joins its parts, and this recipe is one of" in told
+
+
+@pytest.mark.parametrize("inside", [".", "prior"])
+def test_what_another_run_was_begun_with_is_not_trained_further(inside, base, tmp_path):
+    run, mean = shutil.copytree(base, tmp_path / "run"), toy.get_config().parts["mean"]
+    (run / inside).mkdir(exist_ok=True)
+    parts = json.loads((run / "parts.json").read_text())
+    parts["mean"]["folder"] = {".": "mean", "prior": "../mean"}[inside]
+    (run / "parts.json").unlink()
+    (run / inside / "parts.json").write_text(json.dumps(parts))
+    (tmp_path / "link").symlink_to(run / "mean")
+    for workdir in (run / "mean", tmp_path / "link"):
+        told = _refused(changed(mean, ["train.steps=9"]), workdir)
+        assert told.startswith(f"workdir={str(workdir)!r} is the part mean of run=") and (
+            f"with its step 4 and could not be read with another; set train.steps=4, or train in a "
+            f"new folder with init={str(workdir)!r}." in told
+        )
+        assert check(changed(mean, ["train.log_every=1"]), workdir) == []
+
+
+def test_where_parts_json_is_lost_a_part_is_not_trained_further(base, tmp_path):
+    run = shutil.copytree(base, tmp_path / "run")
+    (run / "parts.json").unlink()
+    told = _refused(changed(toy.get_config(), ["train.steps=6", "mean.train.steps=6"]), run)
+    assert "parts.mean.train.steps=6 would train further what this run was begun with" in told
+    assert check(changed(toy.get_config(), ["train.steps=6"]), run) == []

@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import t2i_jax as t2i
 from t2i_jax import runs
 from t2i_jax.cli import dream
 from t2i_jax.errors import UserError
 from t2i_jax.runs import folder as folder_of
+from t2i_jax.runs.check import check
 from t2i_jax.systems.base import Given
 from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.dalle2.sphere import slerp
@@ -400,6 +402,37 @@ def test_what_does_not_fit_is_refused(dalle2, run):
     with pytest.raises(UserError, match="parts.prior was trained with another CLIP"):
         other = dataclasses.replace(dalle2.clip, weights={"clip": {"temperature": np.ones(())}})
         _joined(dalle2, clip=other)
+
+
+def test_parts_that_cannot_be_joined_are_refused_before_one_trains(run, tmp_path):
+    recipe = toy.dalle2()
+    own = {"clip": str(run / "clip"), "prior": str(run / "prior")}
+    other = folder_of.export(run / "clip", tmp_path / "other")
+    arrays = load_file(other / "weights.safetensors")
+    save_file(
+        {name: np.asarray(array + 1) for name, array in arrays.items()},
+        other / "weights.safetensors",
+    )
+    task = recipe.parts["decoder"].task
+    unet = task.stages[0].unet.clone(cond_on_image_embeds=False)
+    stages = (dataclasses.replace(task.stages[0], unet=unet), *task.stages[1:])
+    blind = dataclasses.replace(
+        recipe.parts["decoder"], task=dataclasses.replace(task, stages=stages)
+    )
+    anew = recipe.parts["clip"]
+    for parts, said in (
+        ({"decoder": blind}, "parts.decoder makes images without image embeddings"),
+        (own | {"clip": anew}, "parts.prior was trained with another CLIP than parts.clip"),
+        (own | {"clip": str(other)}, "parts.prior was trained with another CLIP than parts.clip"),
+    ):
+        changed = dataclasses.replace(recipe, parts={**recipe.parts, **parts})
+        with pytest.raises(UserError, match=f"^{said}"):
+            runs.train(changed, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    moved = folder_of.export(run / "clip", tmp_path / "moved")  # the same weights elsewhere
+    for parts in (own, own | {"clip": str(moved)}):
+        check(dataclasses.replace(recipe, parts={**recipe.parts, **parts}), with_data=False)
+    check(recipe, run, with_data=False)
 
 
 def _joined(dalle2, told=None, **parts):

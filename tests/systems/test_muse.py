@@ -354,6 +354,32 @@ def test_stages_that_do_not_fit_are_refused(base, superres):
         _joined(wide, superres)
 
 
+def _planned(task, **parts):
+    """A part that was trained with parts of these fingerprints."""
+    own = {name: Given(None, {}, fingerprint=digits) for name, digits in parts.items()}
+    return Given(None, {}, planned=task, parts=own)
+
+
+def test_stages_and_tokenizers_are_looked_at_before_they_train():
+    large = dataclasses.replace(SUPERRES, superres_tokenizer=SUPERRES.tokenizer)
+    base, superres = _planned(TASK, tokenizer="1"), _planned(SUPERRES, tokenizer="2")
+    both = {"base": base, "superres": superres}
+    with pytest.raises(UserError, match="parts.base makes no images from captions alone"):
+        MuseTask().check_parts({"base": superres, "superres": superres})
+    for name in ("1", "2"):  # either of them reads it
+        MuseTask().check_parts(both | {"tokenizer": Given(None, {}, fingerprint=name)})
+    unread = "parts.base and parts.superres came with another tokenizer than parts.tokenizer, which"
+    anew = Given(None, {}, planned="a task, still to be trained")
+    for other in (anew, Given(None, {}, fingerprint="3")):
+        with pytest.raises(UserError, match=unread):
+            MuseTask().check_parts(both | {"tokenizer": other})
+    both["base"] = _planned(TASK, tokenizer="1", superres_tokenizer="5")  # which it does not read
+    both["superres"] = _planned(large, tokenizer="1", superres_tokenizer="4")
+    MuseTask().check_parts(both | {"superres_tokenizer": Given(None, {}, fingerprint="4")})
+    with pytest.raises(UserError, match="^parts.superres came with another superres_tokenizer"):
+        MuseTask().check_parts(both | {"superres_tokenizer": Given(None, {}, fingerprint="5")})
+
+
 def test_another_tokenizer_of_the_small_images_is_given_its_own_tokens(base, superres, system):
     copied = jax.tree.map(np.array, superres.frozen)
     assert _joined(base, dataclasses.replace(superres, frozen=copied)).shared

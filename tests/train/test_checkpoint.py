@@ -3,6 +3,7 @@ of its own).
 """
 
 import dataclasses
+import gc
 import itertools
 import json
 import pathlib
@@ -19,7 +20,9 @@ from orbax.checkpoint._src.path import step as step_lib
 
 from t2i_jax.errors import UserError
 from t2i_jax.train import arrays, digests
-from t2i_jax.train.loop import TrainConfig, fit
+from t2i_jax.train import best as bests
+from t2i_jax.train.checkpoint import Checkpoints
+from t2i_jax.train.loop import Hook, TrainConfig, fit
 from t2i_jax.train.stored import load_config, load_params
 
 from .toy import ToyBatches, ToyTask
@@ -90,6 +93,16 @@ def test_a_damaged_newest_checkpoint_is_named_and_kept_and_the_one_before_is_tak
         int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()
     ) == [1, 2, 3]
     chex.assert_trees_all_equal(load_params(copy)[1], trained[1].params)
+
+
+def test_a_step_under_another_number_is_kept_apart_and_takes_no_other_ones_place(copy, capfd):
+    shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "9")
+    config = dataclasses.replace(_CONFIG, steps=4, keep=2)
+    assert fit(ToyTask(), ToyBatches(), config, copy).step == 4
+    told = "step 9 can't be read (it holds step 2, under another name); step 3 is taken instead"
+    assert told in capfd.readouterr().err
+    assert (copy / "unreadable" / "9.0").is_dir()
+    assert bests.steps_in(copy / "checkpoints") == [3, 4]
 
 
 def test_reading_alone_moves_nothing(copy, capfd):
@@ -256,6 +269,53 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds no finished checkpoint"):
         load_params(tmp_path)
+
+
+def _at(step, act):
+    return Hook(1, lambda state, done, log: act() if done == step else None)
+
+
+@pytest.mark.parametrize("how", ["moved", "removed"])
+def test_a_folder_that_goes_while_it_trains_ends_in_a_sentence(tmp_path, capfd, caplog, how):
+    run, new, once = tmp_path / "run", tmp_path / "new", dataclasses.replace(_CONFIG, save_every=3)
+    go = {"moved": lambda: run.rename(new), "removed": lambda: shutil.rmtree(run)}[how]
+    with pytest.raises(UserError, match="run' is no longer there, so .* not saved; where it was"):
+        fit(ToyTask(), ToyBatches(), once, run, hooks=(_at(2, go),))
+    gc.collect()
+    assert not [line for line in capfd.readouterr().err.splitlines() if "rror" in line]
+    assert not caplog.records and not (run / "checkpoints").exists()
+    if how == "moved":
+        (new / "lock").unlink()  # of this process, which would have ended
+        assert fit(ToyTask(), ToyBatches(), once, new).step == 3
+
+
+def test_a_folder_that_goes_while_a_step_is_saved_ends_in_the_same_sentence(
+    tmp_path, monkeypatch, capfd, caplog
+):
+    run, finish = tmp_path / "run", Checkpoints._finish
+
+    def late(self, step, counts):
+        if step == 2:
+            run.rename(tmp_path / "new")
+        finish(self, step, counts)
+
+    monkeypatch.setattr(Checkpoints, "_finish", late)
+    with pytest.raises(UserError, match="run' is no longer there, so .* not saved; where it was"):
+        fit(ToyTask(), ToyBatches(), _CONFIG, run)
+    gc.collect()
+    assert not [line for line in capfd.readouterr().err.splitlines() if "rror" in line]
+    assert not caplog.records
+
+
+def test_where_a_link_leads_to_the_folder_that_was_moved_the_run_goes_on(tmp_path):
+    run, new = tmp_path / "run", tmp_path / "new"
+
+    def go():
+        run.rename(new)
+        run.symlink_to(new)
+
+    assert fit(ToyTask(), ToyBatches(), _CONFIG, run, hooks=(_at(2, go),)).step == 3
+    assert load_config(new)
 
 
 _ON_A_SMALL_DISK = """

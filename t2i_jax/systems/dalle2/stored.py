@@ -5,7 +5,7 @@ made of its captions in their place.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given
@@ -41,31 +41,56 @@ def joined(clip: ClipSystem, fingerprint: str, prior: Given, decoder: Given) -> 
     Raises:
       UserError: stored embeddings of another CLIP, or of another width.
     """
-    _check(fingerprint, prior, decoder)
+    check(clip.task.network, fingerprint, prior, decoder)
+    _tell_untold(fingerprint, prior, decoder)
     own, unread = decoder.system, _unread(clip, fingerprint, decoder)
     if _reads_stored(own) and not unread:
         own = own.reading(clip)
     return Joined(_prior_with(clip, prior.system), own, unread)
 
 
-def _check(fingerprint, prior, decoder):
-    """Refuses stored embeddings of another CLIP; a line on stderr tells of which parts that is not
-    known.
+def check(network: Any, fingerprint: str, prior: Given, decoder: Given) -> None:
+    """Refuses stored embeddings of another CLIP, or of another width.
+
+    Args:
+      network: of the CLIP. fingerprint: its own; "": not known.
     """
-    untold = []
-    for name, part in (("prior", prior), ("decoder", decoder)):
-        if part.system.task.clip is not None:
-            continue
-        made_by = [about for about in part.made_with.values() if about.get("clip")]
-        for about in made_by if fingerprint else ():
-            if about["clip"] != fingerprint:
-                raise UserError(
-                    f"parts.{name} was trained on stored embeddings of {_told(about)}, and "
-                    f"parts.clip is another one (fingerprint {fingerprint}); give the run of that "
-                    "one, or parts of one CLIP."
-                )
-        if not (made_by and fingerprint):
-            untold.append(f"parts.{name}")
+    for name, about in _made_by(prior, decoder):
+        if fingerprint and about["clip"] != fingerprint:
+            raise UserError(
+                f"parts.{name} was trained on stored embeddings of {_told(about)}, and "
+                f"parts.clip is another one (fingerprint {fingerprint}); give the run of that "
+                "one, or parts of one CLIP."
+            )
+    task = prior.task
+    learnt = {} if task.clip is not None else {"embeddings": (task.network.width, network.width)}
+    if learnt and task.use_encodings:
+        wide = task.network.text_dim or task.network.dim
+        learnt["encodings of tokens"] = (wide, network.text_width)
+    for what, (wide, made) in learnt.items():
+        if wide != made:
+            raise UserError(
+                f"parts.prior was trained on {what} {wide} wide, and those of parts.clip are "
+                f"{made} wide; give the run of the CLIP that made them."
+            )
+
+
+def _stored(prior, decoder):
+    """The parts, by name, that were trained on stored embeddings."""
+    both = {"prior": prior, "decoder": decoder}
+    return {name: part for name, part in both.items() if part.task.clip is None}
+
+
+def _made_by(prior, decoder):
+    """(name of a part, what made a stored column of it) of each column that a CLIP made."""
+    for name, part in _stored(prior, decoder).items():
+        yield from ((name, about) for about in part.made_with.values() if about.get("clip"))
+
+
+def _tell_untold(fingerprint, prior, decoder):
+    """Says of which parts it is not known which CLIP made their stored embeddings."""
+    told = {name for name, _ in _made_by(prior, decoder)} if fingerprint else set()
+    untold = [f"parts.{name}" for name in _stored(prior, decoder) if name not in told]
     if untold:
         tell(
             f"{' and '.join(untold)} learnt stored embeddings, and nothing tells of which CLIP (a "
@@ -78,17 +103,7 @@ def _prior_with(clip, prior):
     """A prior that has its CLIP: where it was trained on stored embeddings, this one."""
     if prior.clip is not None:
         return prior
-    network, own = prior.task.network, clip.task.network
-    widths = {"embeddings": (network.width, own.width)}
-    if prior.task.use_encodings:
-        widths["encodings of tokens"] = (network.text_dim or network.dim, own.text_width)
-    for what, (learnt, made) in widths.items():
-        if learnt != made:
-            raise UserError(
-                f"parts.prior was trained on {what} {learnt} wide, and those of parts.clip are "
-                f"{made} wide; give the run of the CLIP that made them."
-            )
-    task = dataclasses.replace(prior.task, clip=own)
+    task = dataclasses.replace(prior.task, clip=clip.task.network)
     return dataclasses.replace(prior, task=task, clip=clip, frozen={"clip": clip.weights})
 
 

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.base import Given, Part, SystemTask, same_weights
+from t2i_jax.systems.base import (
+    Given,
+    Part,
+    SystemTask,
+    is_other,
+    refuse_unread,
+    same_weights,
+)  # fmt: skip
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.dalle2 import stored
 from t2i_jax.systems.dalle2.options import DALLE2Options
@@ -103,6 +110,19 @@ class DALLE2Task(SystemTask):
                 )
         return super().with_parts(parts)
 
+    def check_parts(self, parts: Mapping[str, Given]) -> None:
+        """Refuses a prior and a decoder that do not fit each other, or that were trained with
+        another CLIP, and a tokenizer that the decoder does not read.
+        """
+        clip, prior, decoder = parts["clip"], parts["prior"], parts["decoder"]
+        _check(prior.task, decoder.task)
+        for name in ("prior", "decoder"):
+            own = parts[name].parts.get("clip")
+            if own is not None and is_other(own, clip):
+                raise _of_another_clip(name)
+        stored.check(clip.network, clip.fingerprint, prior, decoder)
+        refuse_unread("tokenizer", ("decoder",), parts)
+
     def adapted(
         self, options: DALLE2Options, defaults: DALLE2Options, given: Collection[str]
     ) -> DALLE2Options:
@@ -130,7 +150,11 @@ class DALLE2Task(SystemTask):
                 "parts.clip is not given, and the prior was trained on stored embeddings; give the "
                 "run of the ClipTask that made them."
             )
-        _check(clip, prior, decoder)
+        _check(prior.task, decoder.task)
+        for name, part in (("prior", prior), ("decoder", decoder)):
+            own = (part.frozen or {}).get("clip", {}).get("clip")
+            if own is not None and not same_weights(own, clip.weights["clip"]):
+                raise _of_another_clip(name)
         made_by = parts["clip"].fingerprint if "clip" in parts else ""
         joined = stored.joined(clip, made_by, parts["prior"], parts["decoder"])
         prior, decoder = joined.prior, joined.decoder
@@ -144,22 +168,21 @@ class DALLE2Task(SystemTask):
         return DALLE2System(task, {}, clip, prior, decoder, joined.unread)
 
 
-def _check(clip, prior, decoder):
-    """Refuses parts that do not fit each other."""
-    if not decoder.task.by_image:
+def _check(prior, decoder):
+    """Refuses tasks that do not fit each other."""
+    if not decoder.by_image:
         raise UserError(
             "parts.decoder makes images without image embeddings, and DALL-E 2's makes them of "
             "the prior's; give a decoder with cond_on_image_embeds=True."
         )
-    if decoder.task.embed_width != prior.task.network.width:
+    if decoder.embed_width != prior.network.width:
         raise UserError(
-            f"parts.decoder takes embeddings {decoder.task.embed_width} wide, and parts.prior "
-            f"makes some {prior.task.network.width} wide; give two of one CLIP."
+            f"parts.decoder takes embeddings {decoder.embed_width} wide, and parts.prior "
+            f"makes some {prior.network.width} wide; give two of one CLIP."
         )
-    for name, part in (("prior", prior), ("decoder", decoder)):
-        own = (part.frozen or {}).get("clip", {}).get("clip")
-        if own is not None and not same_weights(own, clip.weights["clip"]):
-            raise UserError(
-                f"parts.{name} was trained with another CLIP than parts.clip; give parts of one "
-                "CLIP."
-            )
+
+
+def _of_another_clip(name):
+    return UserError(
+        f"parts.{name} was trained with another CLIP than parts.clip; give parts of one CLIP."
+    )

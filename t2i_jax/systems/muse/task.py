@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.base import Given, Part, SystemTask, same_weights
+from t2i_jax.systems.base import Given, Part, SystemTask, refuse_unread, same_weights
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.muse.system import MuseSystem
@@ -96,6 +96,12 @@ class MuseTask(SystemTask):
                     "the run of a MaskGitTask."
                 )
         return super().with_parts(parts)
+
+    def check_parts(self, parts: Mapping[str, Given]) -> None:
+        """Refuses stages that do not fit each other, and tokenizers that neither reads."""
+        _check(parts["base"].task, parts["superres"].task)
+        for name in ("tokenizer", "superres_tokenizer"):
+            refuse_unread(name, ("base", "superres"), parts)
 
     def system(
         self, params, stats: Stats, parts: Mapping[str, Given], frozen, text_tokenizer
