@@ -106,11 +106,13 @@ def test_a_device_is_measured(capsys, monkeypatch):
     path = str(_FOLDER / "accelerator.py")
     runpy.run_path(path)["main"](["--small", "machine", "attention", "parti_350m", "peer"])
     said = capsys.readouterr().out.splitlines()
-    rows = ["matrix products", "copying", "fused", "by XLA", "0e+00 of the largest", "train"]
+    rows = ["matrix products", "copying", "fused", "by XLA", "", "train"]
     rows += ["sample", "PyTorch, train", "PyTorch, sample"]
     assert said[0].startswith("cpu, jax ")
     for line, what in zip(said[4:], rows, strict=True):
         assert line.split(" | ")[1].startswith(what) and line.count("|") == said[2].count("|")
+    apart, said_of_it = said[8].split(" | ")[1].split(" ", 1)
+    assert float(apart) < 0.02 and said_of_it.startswith("of the largest gradient")  # of bfloat16
     with pytest.raises(SystemExit, match="row='parti' is not known; known: machine, parti_350m"):
         runpy.run_path(path)["main"](["parti"])
 

@@ -26,6 +26,9 @@ def refused(workdir: pathlib.Path) -> Iterator[None]:
     """
     home = pathlib.Path(os.path.abspath(workdir))
     known = _identity(home)
+    if known is None:  # of a process that was given another folder, which is refused within
+        yield
+        return
     handle = os.open(home, os.O_RDONLY)  # while it is open, no new folder gets its number
 
     def is_there(strictly=False):

@@ -13,7 +13,10 @@ from t2i_jax import config, systems
 from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
 
-_OPTIONS = sorted(name for name in systems.names() if name.endswith("Options"))
+_OPTIONS = sorted(
+    name for name in systems.names()
+    if name.endswith("Options") and getattr(t2i_jax, name).__module__.startswith("t2i_jax.")
+)  # fmt: skip
 _ODD = (
     "no", "False", "", b"x", 1, 0, -1, 10**400, 2.5, np.nan, float("inf"), 1j, (), {}, object(),
     type, [()], ((1, 2),), np.str_("no"), np.zeros(0), np.zeros(2), np.zeros((9, 9)), [np.zeros(2)],

@@ -13,7 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
-from t2i_jax.systems.decoder.system import UNREAD, begun_with
+from t2i_jax.systems.decoder.system import UNREAD
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.text.stored import is_pair
 
@@ -143,15 +143,11 @@ class DALLE2System(TextToImage):
                 "image_embeds=dalle2.prior.embed(captions), and as prompts nothing, or the pair "
                 "(embeddings, mask) of that text."
             )
-        images, init_images = (
-            given.read_once(name, inputs[name], self.task.channels)
-            for name in ("images", "init_images")
-        )
         if images is not None:
-            init_images = begun_with(chosen, images, init_images)
+            images, init_images = self.decoder.begun_with(chosen.decoder, images, init_images)
         beside = {
             "negative_prompts": negative_prompts,
-            "init_images": init_images,
+            "init_images": given.read_once("init_images", init_images, self.task.channels),
             "mask": given.read_once("mask", mask, None),
         }
         more = {**own, **beside, "batch_size": batch_size}

@@ -31,15 +31,6 @@ UNREAD = (
 )
 
 
-def begun_with(options: DecoderOptions, images: Any, init_images: Any) -> Any:
-    """The init images of variations: with `options.eta` the images themselves, if there are no
-    others; one of them is for all.
-    """
-    if options.eta is None or init_images is not None:
-        return init_images
-    return images[0] if isinstance(images, list) and len(images) == 1 else images
-
-
 @dataclasses.dataclass(frozen=True)
 class DecoderSystem(CascadeSystem):
     """A trained decoder.
@@ -131,8 +122,7 @@ class DecoderSystem(CascadeSystem):
         scales = options.per_stage("guidance", len(self.task.stages))
         self._check_guidance(scales, negative_prompts is not None)
         if images is not None and image_embeds is None:
-            images = given.read_once("images", images, self.task.channels)
-            init_images = begun_with(options, images, init_images)
+            images, init_images = self.begun_with(options, images, init_images)
             images = self._pixels(images)
         shown = {"image_embeds": image_embeds, "images": images}
         running = self._of_running(options, scales)
@@ -155,6 +145,16 @@ class DecoderSystem(CascadeSystem):
             progress=progress,
             **others,
         )
+
+    def begun_with(self, options: DecoderOptions, images: Any, init_images: Any) -> Any:
+        """(images to vary, their init images): with `options.eta` the images themselves, if there
+        are no others; one of them is for all.
+        """
+        if options.eta is None or init_images is not None:
+            return images, init_images
+        images = given.read_once("images", images, self.task.channels)
+        alone = isinstance(images, list) and len(images) == 1
+        return images, images[0] if alone else images
 
     def check(
         self,
