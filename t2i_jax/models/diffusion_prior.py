@@ -17,7 +17,8 @@ from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
-from t2i_jax.nn.dot_product import MASKED, attention
+from t2i_jax.nn.cpu_attention import MASKED
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned

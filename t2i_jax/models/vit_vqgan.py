@@ -29,9 +29,10 @@ from t2i_jax.nn.conv import (
     uniform_fan_in,
     unpatchify,
 )
-from t2i_jax.nn.dot_product import add_to_all, attention
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.implicit_patch import ImplicitPatch
 from t2i_jax.nn.parameter import parameter
+from t2i_jax.nn.row_sums import add_to_all
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
 from t2i_jax.values import Signed

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
-from t2i_jax.nn.dot_product import MASKED, add_to_all, attention
+from t2i_jax.nn.cpu_attention import MASKED
+from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.fused_attention import attend, attend_to
 from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.nn.parameter import parameter
+from t2i_jax.nn.row_sums import add_to_all
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 

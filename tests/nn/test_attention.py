@@ -10,7 +10,7 @@ import pytest
 
 from t2i_jax.nn import embed
 from t2i_jax.nn.attention import MultiHeadAttention, MultiQueryAttention
-from t2i_jax.nn.dot_product import add_to_all
+from t2i_jax.nn.row_sums import add_to_all
 from t2i_jax.on_host import initialise
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax.nn import dot_product
+from t2i_jax.nn import cpu_attention, dot_product
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 5, 7, 4, 8
 
@@ -53,12 +53,17 @@ def _options():
     }
 
 
-@pytest.fixture(scope="module", params=[HEADS, 1], ids=["heads", "one_key"])
+@pytest.fixture(
+    scope="module",
+    params=[(HEADS, None), (1, None), (HEADS, 100), (1, 100)],
+    ids=["heads", "one_key", "heads_in_blocks", "one_key_in_blocks"],
+)
 def results(request):
     """(arrays, what the form of a CPU gives with each of the options, and that of JAX), each with
     gradients of q, k, v and the bias.
     """
-    arrays = _arrays(request.param)
+    groups, scores = request.param
+    arrays = _arrays(groups)
 
     def of(form):
         def with_options(arrays, options):
@@ -77,7 +82,15 @@ def results(request):
             lambda arrays: {name: with_options(arrays, o) for name, o in _options().items()}
         )(arrays)
 
-    return arrays, of(dot_product._in_pieces), of(dot_product._whole)
+    with pytest.MonkeyPatch.context() as patch:
+        if scores is not None:
+            patch.setattr(cpu_attention, "_MOST_SCORES", scores)
+            first, second = (
+                jax.ShapeDtypeStruct((2, n, m, 8), "float32") for n, m in ((4, 5), (4, 7))
+            )
+            assert cpu_attention._blocks(first, second) == 4
+        ours = of(cpu_attention.attention)
+    return arrays, ours, of(dot_product._whole)
 
 
 @pytest.mark.parametrize("name", list(_options()))
