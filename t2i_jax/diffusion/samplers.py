@@ -103,7 +103,8 @@ def sample(
     Args:
       step: a solver, as `ancestral`, `ddim`, `heun` or `dpm_solver` makes it.
       x_BHWC: images noised to levels[0].
-      levels: falling levels (steps + 1,); the last is 0, or the level to stop at.
+      levels: falling levels (steps + 1,); the last is 0, or the level to stop at. Without noise
+        `ddim` goes along rising ones too, see `inverted`.
       draw: noise source; step i takes the sample number i + 1.
       tell: callback, called within the compiled loop for every step, see `progress`.
     """
@@ -171,25 +172,15 @@ def inverted(denoise: Denoise, noise: Noise, x_BHWC: Array, levels: Array) -> Ar
     """The noise (B, H, W, C) from which `ddim` with `eta` 0 comes to these images again: its steps,
     taken upwards (Song et al. 2021, section 4.3).
 
-    A clean image has no noise to go along: the first step takes what the network sees in it at the
-    level above.
+    A clean image has no noise to go along: it counts as one of the lowest level above 0.
 
     Args:
       denoise: as of `ddim`, without guidance and thresholds, which no step upwards undoes.
       x_BHWC: clean images. levels: those of the way down, falling.
     """
-
-    def up(state, ends):
-        now, after = ends
-        level = jnp.where(now > 0, now, after)
-        x0 = _estimate(denoise, state, level)
-        (alpha, sigma), (alpha_after, sigma_after) = _scales(noise, level), _scales(noise, after)
-        eps = (state.x_BHWC - alpha * x0) / sigma
-        return State(alpha_after * x0 + sigma_after * eps, x0), None
-
-    first = State(x_BHWC.astype(jnp.float32), jnp.zeros(x_BHWC.shape, jnp.float32))
-    state, _ = jax.lax.scan(up, first, (levels[:0:-1], levels[-2::-1]))
-    return state.x_BHWC
+    rising = levels[::-1]
+    rising = rising.at[0].set(jnp.where(rising[0] > 0, rising[0], rising[1]))
+    return sample(ddim(denoise, noise), x_BHWC, rising, lambda _, like: jnp.zeros_like(like))
 
 
 def heun(

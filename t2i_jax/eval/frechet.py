@@ -9,6 +9,7 @@ square root of a matrix is taken, and no imaginary part has to be dropped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -65,6 +66,11 @@ class Gaussian:
         if apart > _UNLIKE * variances_D.max():
             raise _no_covariance(f"it is not symmetric, its halves are {apart:.3g} apart")
 
+    @functools.cached_property
+    def factor_DR(self) -> np.ndarray:
+        """`factor` of the covariance, computed once."""
+        return factor(self.covariance_DD)
+
     @classmethod
     def of(cls, moments: Moments) -> Gaussian:
         """The Gaussian with these moments; the covariance is the sample's, divided by N - 1."""
@@ -104,7 +110,7 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
             f"statistics are {len(one.mean_D)} and {len(other.mean_D)} wide; take both from one "
             "extractor and layer."
         )
-    factor_DR = factor(other.covariance_DD) if factor_DR is None else factor_DR
+    factor_DR = other.factor_DR if factor_DR is None else factor_DR
     eigenvalues_R = _eigenvalues(_product(one.covariance_DD, factor_DR))
     _check_eigenvalues(eigenvalues_R)
     root = float(np.sqrt(np.maximum(eigenvalues_R, 0)).sum())
@@ -192,12 +198,11 @@ def frechet_at_infinity(
     check(generated_ND, "generated features")
     rng = np.random.default_rng(seed)
     sizes = np.linspace(min(_FEWEST, max(count / _PART, 2)), count, points).astype(int)
-    whole_DR = factor(reference.covariance_DD)
     values = []
     for size in sizes:
         chosen = np.sort(rng.permutation(count)[:size])
         one = Gaussian.of(moments_of(generated_ND, chosen))
-        values.append(frechet(one, reference, whole_DR).value)
+        values.append(frechet(one, reference).value)
     slope, value = np.polyfit(1 / sizes, values, 1)
     return Extrapolated(float(value), float(slope), tuple(map(int, sizes)), tuple(values))
 

@@ -92,7 +92,7 @@ class MultiHeadAttention(nn.Module):
         elif context_BKC is None and mask is None:
             out_BQHD = attend(q_BQHD, k_BKHD, v_BKHD, causal)
         elif mask is not None and mask.shape[1:3] == (1, 1) and not causal:
-            out_BQHD = attend_to(q_BQHD, k_BKHD, v_BKHD, mask[:, 0, 0], _masked, scale=None)
+            out_BQHD = attend_to(q_BQHD, k_BKHD, v_BKHD, mask[:, 0, 0], scale=None)
         else:
             seen = _seen(mask, causal, q_BQHD.shape[1], k_BKHD.shape[1])
             out_BQHD = attention(q_BQHD, k_BKHD, v_BKHD, seen)
@@ -118,15 +118,10 @@ class MultiHeadAttention(nn.Module):
         return x.reshape(*x.shape[:-1], self.heads, self.dim_head)
 
 
-def _masked(q_BQHD, k_BKHD, v_BKHD, mask_BK):
-    return attention(q_BQHD, k_BKHD, v_BKHD, mask_BK[:, None, None])
-
-
-def _null_first(q_BQHD, kv_BKD, null_D, given):
+def _null_first(q_BQHD, kv_BKD, null_D, seen, bias):
     """softmax(q k + bias) k, (B, Q, H, D), of which the first of K + 1 keys is always seen."""
     null_B1D = jnp.broadcast_to(null_D, (len(kv_BKD), 1, null_D.shape[-1]))
     kv_BK1D = jnp.concatenate([null_B1D, kv_BKD], axis=1)[:, :, None]
-    seen, bias = given.get("seen"), given.get("bias")
     first = [(0, 0), (0, 0), (1, 0)]
     if seen is not None:
         seen = jnp.pad(seen, first, constant_values=True)[:, None]
@@ -135,15 +130,15 @@ def _null_first(q_BQHD, kv_BKD, null_D, given):
     return attention(q_BQHD, kv_BK1D, kv_BK1D, seen, bias, scale=1.0)
 
 
-def _null_apart(q_BQHD, kv_BKD, null_D, given):
+def _null_apart(q_BQHD, kv_BKD, null_D, seen, bias):
     """The same without an array of K + 1 keys, a number that no tile of an accelerator divides."""
     wide = {"preferred_element_type": jnp.float32}
     scores_BQHK = jnp.einsum("BQHD,BKD->BQHK", q_BQHD, kv_BKD, **wide)
     null_BQH1 = jnp.einsum("BQHD,D->BQH", q_BQHD, null_D, **wide)[..., None]
-    if "bias" in given:
-        scores_BQHK = add_to_all(scores_BQHK, given["bias"])
-    if "seen" in given:
-        scores_BQHK = jnp.where(given["seen"][:, :, None], scores_BQHK, MASKED)
+    if bias is not None:
+        scores_BQHK = add_to_all(scores_BQHK, bias)
+    if seen is not None:
+        scores_BQHK = jnp.where(seen[:, :, None], scores_BQHK, MASKED)
     top = jax.lax.stop_gradient(
         jnp.maximum(jnp.max(scores_BQHK, axis=-1, keepdims=True), null_BQH1)
     )
@@ -210,11 +205,9 @@ class MultiQueryAttention(nn.Module):
         q_BQHD = self._queries(self.drop(x_BQC, deterministic=deterministic))
         context = x_BQC if context_BKC is None else context_BKC
         kv_BKD = self.to_kv(self.drop(context.astype(self.dtype), deterministic=deterministic))
-        given = {"seen": mask, "bias": bias_QHK}
-        given = {name: array for name, array in given.items() if array is not None}
         null_D = self.null_kv.astype(self.dtype)
         out_BQHD = jax.lax.platform_dependent(
-            q_BQHD, kv_BKD, null_D, given, cpu=_null_first, default=_null_apart
+            q_BQHD, kv_BKD, null_D, mask, bias_QHK, cpu=_null_first, default=_null_apart
         )
         return self._project(out_BQHD)
 

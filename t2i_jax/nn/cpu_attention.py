@@ -9,10 +9,10 @@ around. Many scores are made in blocks, and again for the gradient, so that they
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from t2i_jax.nn.row_sums import sum_of_rows
 from t2i_jax.types import Array
@@ -23,20 +23,23 @@ _MOST_SCORES = 2**23  # of a block: 32 MB of float32
 
 
 def attention(
-    scale: float, q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, given: Mapping[str, Array]
+    scale: float,
+    q_BQHD: Array,
+    k_BKGD: Array,
+    v_BKGD: Array,
+    seen: Array | None,
+    bias_HQK: Array | None,
 ) -> Array:
-    """As `dot_product.attention`, with what is `given` of "seen", broadcastable to (B, H, Q, K),
-    and "bias", (H, Q, K).
-    """
-    given = dict(given)
-    if "bias" in given:
-        given["bias"] = given["bias"][None]
-    arrays = q_BQHD * jnp.asarray(scale, q_BQHD.dtype), k_BKGD, v_BKGD
-    if k_BKGD.shape[2] > 1:
-        return _by_rows(*(t.swapaxes(1, 2) for t in arrays), given).swapaxes(1, 2)
+    """As `dot_product.attention`."""
+    given = {"seen": seen, "bias": None if bias_HQK is None else bias_HQK[None]}
+    given = {name: array for name, array in given.items() if array is not None}
+    q_BQHD = q_BQHD * jnp.asarray(scale, q_BQHD.dtype)
+    k_BGKD, v_BGKD = (t.swapaxes(1, 2) for t in (k_BKGD, v_BKGD))
+    if k_BGKD.shape[1] > 1:
+        return _by_rows(q_BQHD.swapaxes(1, 2), k_BGKD, v_BGKD, given).swapaxes(1, 2)
     # The queries of all heads meet the same keys: they stay as they lie, (B, Q, H, D).
-    q, k, v = arrays[0], arrays[1].swapaxes(1, 2), arrays[2].swapaxes(1, 2)
-    return _by_rows(q, k, v, {name: array.swapaxes(1, 2) for name, array in given.items()})
+    given = {name: array.swapaxes(1, 2) for name, array in given.items()}
+    return _by_rows(q_BQHD, k_BGKD, v_BGKD, given)
 
 
 @jax.custom_vjp
@@ -55,8 +58,7 @@ def _forward(q_BNMD, k_BGKD, v_BGKD, given):
         out_BNMD, softmax = _attended(arrays)
         return out_BNMD, (arrays, softmax, out_BNMD)
     parts, whole = _split(arrays, count)
-    out = jax.lax.map(lambda part: _attended({**whole, **part})[0], parts)
-    out_BNMD = _joined(out)
+    out_BNMD = _joined(jax.lax.map(lambda part: _attended({**whole, **part})[0], parts))
     return out_BNMD, (arrays, None, out_BNMD)
 
 
@@ -93,13 +95,12 @@ def _split(arrays, count):
         if array.shape[1] == 1:
             whole[name] = array
         else:
-            parts[name] = array.reshape(len(array), count, -1, *array.shape[2:]).swapaxes(0, 1)
+            parts[name] = rearrange(array, "b (c n) ... -> c b n ...", c=count)
     return parts, whole
 
 
 def _joined(blocks):
-    array = blocks.swapaxes(0, 1)
-    return array.reshape(len(array), -1, *array.shape[3:])
+    return rearrange(blocks, "c b n ... -> b (c n) ...")
 
 
 def _gradients_of_blocks(arrays, out_BNMD, gradient_BNMD):

@@ -28,23 +28,21 @@ def attention(
       bias_HQK: None: none. scale: None: 1 / sqrt(D).
     """
     scale = q_BQHD.shape[-1] ** -0.5 if scale is None else scale
-    given = {"seen": seen, "bias": bias_HQK}
-    given = {name: array for name, array in given.items() if array is not None}
     on_cpu, elsewhere = (
         functools.partial(form, scale) for form in (cpu_attention.attention, _whole)
     )
-    return jax.lax.platform_dependent(q_BQHD, k_BKGD, v_BKGD, given, cpu=on_cpu, default=elsewhere)
+    return jax.lax.platform_dependent(
+        q_BQHD, k_BKGD, v_BKGD, seen, bias_HQK, cpu=on_cpu, default=elsewhere
+    )
 
 
-def _whole(scale, q_BQHD, k_BKGD, v_BKGD, given):
-    if k_BKGD.shape[2] == 1 and not given:  # one product for all heads
+def _whole(scale, q_BQHD, k_BKGD, v_BKGD, seen, bias_HQK):
+    if k_BKGD.shape[2] == 1 and seen is None and bias_HQK is None:  # one product for all heads
         k_BKD, v_BKD = k_BKGD[:, :, 0], v_BKGD[:, :, 0]
         scores_BQHK = jnp.einsum(
             "BQHD,BKD->BQHK", q_BQHD, k_BKD, preferred_element_type=jnp.float32
         )
         weights_BQHK = jax.nn.softmax(scores_BQHK * scale).astype(v_BKD.dtype)
         return jnp.einsum("BQHK,BKD->BQHD", weights_BQHK, v_BKD)
-    bias = given["bias"][None] if "bias" in given else None
-    return jax.nn.dot_product_attention(
-        q_BQHD, k_BKGD, v_BKGD, bias=bias, mask=given.get("seen"), scale=scale
-    )
+    bias = None if bias_HQK is None else bias_HQK[None]
+    return jax.nn.dot_product_attention(q_BQHD, k_BKGD, v_BKGD, bias=bias, mask=seen, scale=scale)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,23 +47,24 @@ def attend_to(
     k_BKHD: Array,
     v_BKHD: Array,
     mask_BK: Array | None,
-    plain: Callable[..., Array],
     scale: float | None = 1.0,
 ) -> Array:
     """softmax(scale q k) v of keys that are not the queries' own, or not only: (B, Q, H, D).
 
     On a TPU by splash attention, for numbers of queries that are multiples of 128 and many scores:
     of 256 tokens XLA's own fusions read and write less than the keys that fill a block; on a GPU by
-    cuDNN, without a mask; elsewhere, and while the length is split over "sequence", as `plain` has
-    it.
+    cuDNN, without a mask; elsewhere, and while the length is split over "sequence", by XLA.
 
     Args:
       mask_BK: True where a key may be seen, at least one of each row; None: everywhere.
-      plain: the same attention, of q, k, v and the mask where there is one.
       scale: None: 1 / sqrt(D).
     """
     if mask_BK is None and cudnn_takes(q_BQHD):
         return cudnn(q_BQHD, k_BKHD, v_BKHD, scale=scale)
+
+    def plain(q, k, v, seen_BK=None):
+        return attention(q, k, v, None if seen_BK is None else seen_BK[:, None, None], scale=scale)
+
     queries = q_BQHD.shape[1]
     is_small = queries * k_BKHD.shape[1] < _MANY_SCORES
     if queries % 128 or is_small or not _splits(q_BQHD.shape):

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
-from t2i_jax.nn.dot_product import attention
 from t2i_jax.nn.fused_attention import attend_to
 from t2i_jax.nn.multi_axis import MultiAxis
 from t2i_jax.nn.parameter import parameter
@@ -93,12 +92,7 @@ def _attend(q_BQHD, k_BKHD, v_BKHD, mask_BK):
     """
     if mask_BK is not None:
         mask_BK = jnp.pad(mask_BK, ((0, 0), (1, 0)), constant_values=True)
-    return attend_to(q_BQHD, k_BKHD, v_BKHD, mask_BK, _plain)
-
-
-def _plain(q_BQHD, k_BKHD, v_BKHD, seen_BK=None):
-    seen = None if seen_BK is None else seen_BK[:, None, None]
-    return attention(q_BQHD, k_BKHD, v_BKHD, seen, scale=1.0)
+    return attend_to(q_BQHD, k_BKHD, v_BKHD, mask_BK)
 
 
 def _along(axes, q_BNHD, k_BKHD, v_BKHD, mask_BK):

@@ -71,9 +71,8 @@ def results(request):
             bias = options.get("bias_HQK", jnp.zeros((HEADS, QUERIES, KEYS)))
 
             def attended(q, k, v, bias):
-                given = {"bias": bias} if "bias_HQK" in options else {}
-                given |= {"seen": options["seen"]} if "seen" in options else {}
-                return form(options.get("scale", WIDTH**-0.5), q, k, v, given)
+                own = bias if "bias_HQK" in options else None
+                return form(options.get("scale", WIDTH**-0.5), q, k, v, options.get("seen"), own)
 
             out, back = jax.vjp(attended, q, k, v, bias)
             return out, back(g)

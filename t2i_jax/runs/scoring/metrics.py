@@ -20,7 +20,6 @@ from t2i_jax.eval.frechet import (
     FEWEST_FOR_INFINITY,
     Frechet,
     Gaussian,
-    factor,
     frechet,
     frechet_at_infinity,
     frechet_of_features,
@@ -154,15 +153,13 @@ def _frechet(metric, subject, extractor, layer="pool3", name="fid"):
     reference = subject.against(metric)
     generated, other = subject.features[extractor], reference.gaussian(extractor, layer)
     one = Gaussian.of(generated.moments(layer))
-    found, by = _of_few(metric, generated, reference, extractor, layer, len(one.mean_D)), None
-    if found is None:
-        whole_DR = factor(other.covariance_DD)
-        found, by = frechet(one, other, whole_DR), whole_DR
+    of_few = _of_few(metric, generated, reference, extractor, layer, len(one.mean_D))
+    found = frechet(one, other) if of_few is None else of_few
     yield Entry(
         _named(name, extractor), found.value, extractor,
-        {"method": "eigenvalues" if by is not None else "singular values of features",
+        {"method": "eigenvalues" if of_few is None else "singular values of features",
          "layer": layer, "covariance": "N - 1", "dtype": "float64"},
-        functools.partial(_halves, generated.rows(layer), found.value, other, by),
+        functools.partial(_halves, generated.rows(layer), found.value, other),
         numerics={"means": found.means, "covariances": found.covariances,
                   "clipped_eigenvalues": found.clipped},
     )  # fmt: skip
@@ -186,14 +183,13 @@ def _of_few(metric, generated, reference, extractor, layer, width) -> Frechet | 
         return None
 
 
-def _halves(generated_ND, value, other, factor_DR):
+def _halves(generated_ND, value, other):
     if len(generated_ND) < 4:
         return None
-    factor_DR = factor(other.covariance_DD) if factor_DR is None else factor_DR
 
     def distance(chosen):
         one = Gaussian.of(moments_of(generated_ND, chosen))
-        return frechet(one, other, factor_DR).value
+        return frechet(one, other).value
 
     return intervals.halves(len(generated_ND), value, distance).about()
 

@@ -15,7 +15,7 @@ from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.eval import protocol as protocols
 from t2i_jax.eval.extractors import Extractor
-from t2i_jax.eval.frechet import Gaussian, factor
+from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.rows import Rows
 from t2i_jax.eval.statistics_file import read_statistics
 from t2i_jax.runs.scoring import sources
@@ -208,11 +208,16 @@ class StatisticsReference:
         """Reads the file, for this extractor; computes features of its images where mean and
         covariance are not enough or not there.
         """
-        found = read_statistics(self._path, extractor.name, self._mode)
-        self._read[extractor.name] = found
+        found = self._statistics(extractor)
         if found.images_NHWC is not None and (needs_features or found.gaussian is None):
             images = ArrayImages(found.images_NHWC, found.sha256, self._shard_size)
             self._found[extractor.name] = compute(images, extractor, layers)
+
+    def _statistics(self, extractor):
+        """The contents of the file for an extractor, read once."""
+        if extractor.name not in self._read:
+            self._read[extractor.name] = read_statistics(self._path, extractor.name, self._mode)
+        return self._read[extractor.name]
 
     def gaussian(self, extractor: str, layer: str) -> Gaussian:
         """The file's own, or that of its images where it has images alone."""
@@ -252,7 +257,7 @@ class StatisticsReference:
           UserError: statistics of another extractor, layer or protocol, without features, with a
             matrix that is no covariance, or of images that were drawn at another size.
         """
-        found = read_statistics(self._path, extractor.name, self._mode)
+        found = self._statistics(extractor)
         _check_width(found, extractor, layer)
         _check_covariance(found)
         if needs_features and found.features_ND is None and found.images_NHWC is None:
@@ -334,7 +339,7 @@ def _check_covariance(found):
     """Refuses a matrix with negative eigenvalues, which is none."""
     try:
         if found.gaussian is not None:
-            factor(found.gaussian.covariance_DD)
+            _ = found.gaussian.factor_DR
     except UserError as error:
         raise UserError(f"reference={paths.shown(found.path)}: {error}") from None
 

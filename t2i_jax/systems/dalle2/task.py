@@ -10,19 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.base import (
-    Given,
-    Part,
-    SystemTask,
-    is_other,
-    refuse_unread,
-    same_weights,
-)  # fmt: skip
+from t2i_jax.systems.base import Given, Part, SystemTask
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.dalle2 import stored
 from t2i_jax.systems.dalle2.options import DALLE2Options
 from t2i_jax.systems.dalle2.system import DALLE2System
 from t2i_jax.systems.decoder.task import DecoderTask
+from t2i_jax.systems.joining import is_other, refuse_unread, same_weights
 from t2i_jax.systems.prior.task import PriorTask
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.types import Objective, Stats

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.base import Given, Part, SystemTask, refuse_unread, same_weights
+from t2i_jax.systems.base import Given, Part, SystemTask
+from t2i_jax.systems.joining import refuse_unread, same_weights
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.muse.system import MuseSystem
