@@ -6,7 +6,7 @@ import pytest
 
 from t2i_jax.errors import UserError
 from t2i_jax.seeds import key_of, keys_of
-from t2i_jax.systems import generation
+from t2i_jax.systems import batching
 
 
 def _bits(key):
@@ -53,9 +53,9 @@ def test_a_list_of_seeds_has_one_for_each_prompt_or_for_each_image(count):
     arguments = ({"text": np.arange(3)}, 12, 4, list(range(count)), 5)
     if count not in (3, 6):
         with pytest.raises(UserError, match=f"seed has {count} numbers? for 6 images of 3 prompts"):
-            generation.batches(*arguments, candidates=2)
+            batching.batches(*arguments, candidates=2)
         return
-    rows = list(generation.batches(*arguments, candidates=2))
+    rows = list(batching.batches(*arguments, candidates=2))
     keys = np.concatenate([jax.random.key_data(one.keys_B)[: one.count] for one in rows])
     each = 12 // count
     wanted = [

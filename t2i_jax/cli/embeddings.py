@@ -91,7 +91,7 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
     """The embeddings of each record's image and caption."""
     from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import in_batches
-    from t2i_jax.systems.generation import quiet
+    from t2i_jax.systems.notices import quiet
     from t2i_jax.text.cache import check_finite
 
     size = system.task.image_size
@@ -123,7 +123,7 @@ def _encodings(source, system, crop, batch_size, dtype, cut) -> Iterator[Any]:
     """
     from t2i_jax.data.overview import note_cut, note_unknown
     from t2i_jax.data.pack import in_batches
-    from t2i_jax.systems.generation import quiet
+    from t2i_jax.systems.notices import quiet
     from t2i_jax.text.cache import check_finite
     from t2i_jax.text.tokenizer import unknown_letters
 

@@ -7,7 +7,7 @@ import pathlib
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import text_file
 from t2i_jax.paths import shown
-from t2i_jax.systems.generation import tell
+from t2i_jax.systems.notices import tell
 from t2i_jax.words import counted
 
 _COLUMNS = ("caption", "text", "prompt")

@@ -43,12 +43,12 @@ def tried(ranker: Any, captions: Sequence[str], each: int) -> None:
     Raises:
       UserError: it compares no images with captions, or can't read these.
     """
-    from t2i_jax.systems import generation
+    from t2i_jax.systems import notices, prompting
 
     side = 8  # of a blank image; it is resized
-    with generation.quiet():
+    with notices.quiet():
         ranker.similarity(np.zeros((each, side, side, 3), np.uint8), list(captions[:1]))
-    generation.texts(
+    prompting.texts(
         ranker.task.text_encoder, ranker.text_tokenizer, list(captions), None, guided=False,
         field="captions",
     )  # fmt: skip
@@ -63,12 +63,12 @@ def best(
     Args:
       ranker: a system with `similarity`. images: those of one caption stand together.
     """
-    from t2i_jax.systems import generation
+    from t2i_jax.systems import notices
 
     each, kept, scores = len(images) // len(captions), [], []
     for i, caption in enumerate(captions):
         own = images[i * each : (i + 1) * each]
-        with generation.quiet():
+        with notices.quiet():
             similar = np.asarray(ranker.similarity(own, [caption]))[:, 0]
         order = np.argsort(-similar, kind="stable")[:count]
         kept.append(own[order])

@@ -153,7 +153,7 @@ def _check_needed(chosen, defaults, inputs):
     """Refuses options that were changed and have no effect without, or with, an image, other words
     or another option.
     """
-    from t2i_jax.systems import generation
+    from t2i_jax.systems import calls
 
     flags = {name: flag.replace("_", "-") for name, (flag, *_) in _INPUTS.items()}
     given = {name for name, (flag, *_) in _INPUTS.items() if inputs.get(flag)}
@@ -166,7 +166,7 @@ def _check_needed(chosen, defaults, inputs):
     def refuse(sentence):
         raise UserError(f"{sentence}.")
 
-    generation.check_used(defaults, chosen, given, told, refuse)
+    calls.check_used(defaults, chosen, given, told, refuse)
 
 
 def _input(name, inputs):
@@ -180,13 +180,13 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     from t2i_jax import runs
     from t2i_jax.runs.folder import checkpoint_step
     from t2i_jax.sharding import parse_mesh
-    from t2i_jax.systems import generation
+    from t2i_jax.systems import batching
 
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
     captions = [*common.captions, *_in_file(common.prompts)]
     made = rerank.check(common.count, common.best_of, common.rerank, len(captions))
-    generation.check_total(max(len(captions), 1) * made, "count", made)
+    batching.check_total(max(len(captions), 1) * made, "count", made)
     mesh = None if common.mesh is None else parse_mesh(common.mesh)
     step = checkpoint_step(common.step)
     system = runs.load(run, mesh=mesh, step=step, offload=common.offload)
@@ -360,7 +360,7 @@ def _tell_cut(run, text, captions, before):
       before: `task.text` of the run for which it has been told already, so that only what this one
         cuts otherwise is; None: of none.
     """
-    from t2i_jax.systems.generation import tell
+    from t2i_jax.systems.notices import tell
     from t2i_jax.text.encoder import told_of_cuts
 
     told, *known = (

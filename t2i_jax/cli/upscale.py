@@ -33,10 +33,10 @@ class Upscaler:
         say of captions and options has been said when they were checked; what is cut off the
         images, which are here only now, is told.
         """
-        from t2i_jax.systems import generation
+        from t2i_jax.systems import notices, prompting
 
-        prompts = generation.repeated(self.prompts, count)
-        with generation.quiet(images=False):
+        prompts = prompting.repeated(self.prompts, count)
+        with notices.quiet(images=False):
             return self.system.upscale(
                 images, prompts=prompts, options=self.options, seed=self.seed,
                 batch_size=self.batch_size, progress=True,
@@ -63,7 +63,7 @@ def upscaler(
         made.
     """
     from t2i_jax import runs
-    from t2i_jax.systems.generation import tell
+    from t2i_jax.systems.notices import tell
 
     if embed is not None and not captions:
         raise UserError(

@@ -25,7 +25,7 @@ from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.report import lines_of, write_report
 from t2i_jax.runs.samples import Samples, held_out
 from t2i_jax.runs.validation import validate
-from t2i_jax.systems import generation
+from t2i_jax.systems import batching, calls
 from t2i_jax.systems.base import NoOptions, System
 from t2i_jax.terminal import say
 from t2i_jax.train.log import add_metrics, make_folder, make_room
@@ -46,7 +46,7 @@ def check(recipe: Recipe) -> None:
     if task.options is not NoOptions:
         for name in ("pictures", "preview", "completions"):
             wanted = getattr(evaluation, name) or None
-            generation.check_count(f"evaluation.{name}", wanted, generation.MOST_IMAGES)
+            calls.check_count(f"evaluation.{name}", wanted, batching.MOST_IMAGES)
         task.check_sampling(evaluation.options)
     if evaluation.judge is None or recipe.data is None or "caption" not in task.samples:
         return

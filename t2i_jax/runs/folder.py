@@ -44,7 +44,7 @@ from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file, safetensors_file
 from t2i_jax.runs import division, shapes, vocabulary
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from t2i_jax.systems import generation
+from t2i_jax.systems import placing
 from t2i_jax.systems.base import Given, System, on_device
 from t2i_jax.train.stored import load_config, load_params
 from t2i_jax.values import shown
@@ -118,7 +118,7 @@ def load(
     Args:
       averaged: use the EMA weights where the run keeps them; an exported system has one set.
       mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, on which a system that makes images
-        from text samples (see `generation.on_mesh`). A checkpoint is restored directly into its
+        from text samples (see `placing.on_mesh`). A checkpoint is restored directly into its
         sharding. None: one device.
       devices: of the mesh; None: all there are.
       step: of the checkpoint, a number, or "best": the one with the best validation metric; None:
@@ -145,7 +145,7 @@ def load(
     sharding.make_mesh(mesh, devices)  # refused before any array is read
     task, places = load_run_recipe(folder).task, None
     if task.objectives and not is_export(folder):
-        places = generation.places(task, mesh, devices)[1]
+        places = placing.places(task, mesh, devices)[1]
     return _read(folder, averaged, places, step).system.on_mesh(mesh, devices)
 
 

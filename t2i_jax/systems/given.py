@@ -16,7 +16,7 @@ from PIL import Image
 from t2i_jax.data import image_file
 from t2i_jax.data.crop import resized
 from t2i_jax.errors import UserError
-from t2i_jax.systems.generation import tell
+from t2i_jax.systems.notices import tell
 from t2i_jax.words import counted, named
 
 _KEPT = 128  # from here on a pixel of a mask is white

@@ -6,7 +6,7 @@ import numpy as np
 from einops import reduce
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation
+from t2i_jax.systems import notices
 from t2i_jax.words import counted
 
 
@@ -47,6 +47,6 @@ def tell(
     rows, columns = (np.arange(n) * few // n for n, few in zip(pixels, grid, strict=True))
     anew = int((keep_PHW & ~known_PRC[:, rows][:, :, columns]).sum())
     told = f"{subject} keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
-    generation.tell(
+    notices.tell(
         told + (f"; {counted(anew, 'kept pixel')} beside them are {beside}" if anew else "")
     )

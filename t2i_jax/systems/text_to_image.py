@@ -17,7 +17,7 @@ from t2i_jax.eval.alignment import alignment
 from t2i_jax.eval.evaluation import JUDGES, Evaluation
 from t2i_jax.eval.grid import grid
 from t2i_jax.eval.judge_shapes import parse
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls, notices, placing, prompting
 from t2i_jax.systems.base import Findings, HeldOut, System
 
 _SIDE = 96  # least height in pixels of an image in a grid
@@ -56,7 +56,7 @@ class TextToImage(System):
           UserError: one that it can't read.
         """
         encoder: Any = self.task.text_encoder
-        generation.texts(encoder, self.text_tokenizer, list(prompts), None, guided=False)
+        prompting.texts(encoder, self.text_tokenizer, list(prompts), None, guided=False)
 
     def samplers(self, options: Any) -> list[dict[str, Any]]:
         """The sampler and the steps of each diffusion network, in the order in which they sample,
@@ -68,8 +68,8 @@ class TextToImage(System):
     def on_mesh(
         self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
     ) -> Self:
-        """The same system, sampling on a mesh, see `generation.on_mesh`."""
-        return generation.on_mesh(self, shape, devices)
+        """The same system, sampling on a mesh, see `placing.on_mesh`."""
+        return placing.on_mesh(self, shape, devices)
 
     def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
         """The arguments of `generate` that these samples give beside their captions: images to
@@ -96,11 +96,11 @@ class TextToImage(System):
         given |= self.conditions(samples, rows)
         prompts: Any = None
         if self.task.text_encoder is None:
-            options = generation.with_changes(self.task.options, options, {"guidance": 1.0})
+            options = calls.with_changes(self.task.options, options, {"guidance": 1.0})
             given |= {} if samples else {"images_per_prompt": len(rows)}
         else:
             prompts = _prompts(samples, rows)
-        with generation.quiet():
+        with notices.quiet():
             return np.asarray(self.generate(prompts, options, seed=seed, **given))
 
     def judge(self, held_out: HeldOut, evaluation: Evaluation, count: int, seed: int = 0) -> Judged:
@@ -139,7 +139,7 @@ class TextToImage(System):
         masks = np.stack([(left, ~left, upper, ~upper)[i % 4] for i in range(len(two))])
         given: dict[str, Any] = {"seed": 0, "batch_size": min(len(two), _AT_ONCE)}
         given |= self.conditions(samples, two)
-        with generation.quiet():
+        with notices.quiet():
             made = np.asarray(self.generate(
                 _prompts(samples, two), evaluation.options, init_images=images, mask=masks, **given
             ))  # fmt: skip

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils.epath import Path, gpath
 
@@ -28,10 +27,10 @@ from t2i_jax.terminal import say
 from t2i_jax.train import arrays, digests, full_disk, moved
 from t2i_jax.train import best as bests
 from t2i_jax.train.finishing import Finishing
+from t2i_jax.train.reading import Reading, doubt, relisting
 from t2i_jax.types import TrainState
 
 FOLDER = "checkpoints"
-_TRIES = 20  # of reading beside a run that removes what is read
 # Orbax refuses to save an empty item
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
@@ -106,9 +105,10 @@ class Checkpoints:
         self._doubtful = bests.doubtful(self.folder)
         self._scores = dict(bests.scores(self.folder, metric, self._doubtful))
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        self._reader = self._relisting(
-            lambda: self._open(read_only=True, multiprocessing_options=alone)
+        self._reader = relisting(
+            self.folder, lambda: self._open(read_only=True, multiprocessing_options=alone)
         )
+        self._reading = Reading(self.folder, metric, self.steps, is_own=self._writer is not None)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -122,7 +122,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
-        self._relisting(self._reader.reload)
+        relisting(self.folder, self._reader.reload)
         return sorted(self._reader.all_steps())
 
     def best(self) -> tuple[int, float] | None:
@@ -249,7 +249,7 @@ class Checkpoints:
         found = self._newest(read, processes.first_told)
         if processes.is_first():
             for step, error in self._doubtful.items():
-                say(f"{self._doubt(step, error)} and stays whatever its score was.")
+                say(f"{doubt(step, error)} and stays whatever its score was.")
         return found
 
     def weights(
@@ -287,8 +287,8 @@ class Checkpoints:
             return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}
 
         if step is None:
-            return self._relisting(lambda: self._newest(read))
-        return self._relisting(lambda: self._chosen(read, step))
+            return relisting(self.folder, lambda: self._newest(read))
+        return relisting(self.folder, lambda: self._reading.chosen(read, step))
 
     def config(self) -> Mapping[str, Any] | None:
         """The configuration of the newest checkpoint whose configuration can be read, or None.
@@ -300,7 +300,7 @@ class Checkpoints:
             digests.check(self.folder / str(step), ("config",))
             return self._config(step)
 
-        return self._relisting(lambda: self._newest(read))
+        return relisting(self.folder, lambda: self._newest(read))
 
     @contextlib.contextmanager
     def full_disk_refused(self) -> Iterator[None]:
@@ -394,131 +394,17 @@ class Checkpoints:
     def _on_disk(self):
         return bests.steps_in(self.folder)
 
-    def _relisting(self, look):
-        """The result of `look`, which lists the steps, begun anew where one of them goes meanwhile:
-        a run that is training removes its old ones.
-
-        Raises:
-          UserError: steps go faster than they are read.
-        """
-        for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError):
-                return look()
-        raise UserError(
-            f"checkpoints={str(self.folder)!r} lost its newest one {_TRIES} times while that was "
-            "read; give train.keep or train.save_every a larger value, or wait for the run's end."
-        )
-
-    def _whole(self, read, step):
-        """The result of `read` for a step, if the step is there from the beginning to the end: of
-        an array that went, a part may be read as zeros.
-
-        Raises:
-          _Gone: it is not; a folder that this process alone writes loses none.
-        """
-        is_there = (self.folder / str(step)).is_dir
-        try:
-            found = read(step)
-        except UserError:
-            raise
-        except Exception as error:
-            if self._writer is None and not is_there():
-                raise _Gone(step) from error
-            raise
-        if self._writer is None and not is_there():
-            raise _Gone(step)
-        return found
-
-    def _chosen(self, read, step):
-        """The result of `read` for a step that was asked for.
-
-        Raises:
-          UserError: it is not there, or can't be read.
-          _Gone: the step went while it was read.
-        """
-        known = self.steps()
-        if step == "best":
-            step = self._best_known(known)
-        if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
-            raise UserError(
-                f"step={step!r} is neither 'best' nor a whole number; give best or one of "
-                f"{', '.join(map(str, known))}."
-            )
-        if step not in known:
-            raise UserError(
-                f"step={step!r} has no checkpoint in {str(self.folder)!r}; give best or one of "
-                f"{', '.join(map(str, known))}."
-            )
-        try:
-            return self._whole(read, step)
-        except (UserError, _Gone):
-            raise
-        except Exception as error:  # whatever a damaged file makes the libraries raise
-            raise UserError(
-                f"step={step}: that checkpoint can't be read ({first_line(error)}); give another "
-                f"one of {', '.join(map(str, known))}."
-            ) from error
-
-    def _best_known(self, known):
-        """The best of steps by the scores that are there now, which a run may still add to.
-
-        Raises:
-          UserError: none has a score that can be trusted.
-        """
-        doubtful = bests.doubtful(self.folder)
-        found = bests.scores(self.folder, self._metric, doubtful)
-        best = bests.best_of({n: s for n, s in found.items() if n in known})
-        steps = ", ".join(map(str, known))
-        if best is None and doubtful:
-            raise UserError(
-                f"step='best': {self._doubt(*max(doubtful.items()))}, and no other has a score; "
-                f"give one of the steps {steps}."
-            )
-        if best is None:
-            raise UserError(
-                f"step='best': no checkpoint of {str(self.folder)!r} was validated; give one "
-                f"of the steps {steps}, or train with data.heldout=0.05."
-            )
-        for step, error in doubtful.items():
-            say(f"{self._doubt(step, error)}; step {best} is, give step={step} to take that one.")
-        return best
-
-    def _doubt(self, step, error):
-        return (
-            f"the score of step {step} can't be trusted ({error}), so it is not taken as the best"
-        )
-
     def _newest(self, read, agree=lambda error: error):
-        """The result of `read` for the newest step that it can read; None without any step.
-
-        Args:
-          agree: makes of this process's error (None: none) that of all processes.
-
-        Raises:
-          UserError: there are steps, and none can be read.
-          _Gone: a step went while it was read.
+        """The result of `read` for the newest step that it can read, None without any step; newer
+        ones, which are damaged, are laid aside.
         """
-        damaged = []
-        for step in reversed(self.steps()):
-            found = error = None
-            try:
-                found = self._whole(read, step)
-            except (UserError, _Gone):
-                raise
-            except Exception as raised:  # whatever a damaged file makes the libraries raise
-                error = first_line(raised)
-            if error := agree(error):
-                damaged.append((step, error))
-                continue
-            for broken, error in damaged:
-                self._lay_aside(broken, error, step)
-            return found
-        if damaged:
-            raise UserError(
-                f"checkpoints={str(self.folder)!r} holds none that can be read ({damaged[0][1]}); "
-                "restore the folder from a copy, or start a new workdir."
-            )
-        return None
+        newest = self._reading.newest(read, agree)
+        if newest is None:
+            return None
+        step, found, damaged = newest
+        for broken, error in damaged:
+            self._lay_aside(broken, error, step)
+        return found
 
     def _lay_aside(self, broken, error, taken):
         """Says that a step is damaged, and moves it out of the way of the save that will come at
@@ -548,10 +434,6 @@ class Checkpoints:
         free = next(path for path in names if not os.path.lexists(path))
         (self.folder / str(step)).rename(free)
         return free
-
-
-class _Gone(FileNotFoundError):
-    """A step was removed, by the run that is training, while it was read."""
 
 
 def _split(state):

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from t2i_jax.files import replacing
 
 _FILE = "digests.{}.json"  # by the number of the process
+_STEP, _FILES = "step", "files"
 _BLOCK = 2**25  # bytes
 _PIECE = 2**20  # bytes that are read at once
 _OF_PROCESS = re.compile(r"(?:ocdbt\.)?process_(\d+)")
@@ -42,13 +43,14 @@ def write(step: pathlib.Path, process: int) -> None:
         name: [size, [blocks[block] for block in _blocks({name: size})]]
         for name, size in sizes.items()
     }
-    body = json.dumps(files, sort_keys=True).encode()
+    body = json.dumps({_STEP: step.name, _FILES: files}, sort_keys=True).encode()
     with replacing(step / _FILE.format(process)) as path:
         path.write_bytes(body + b"\n%08x" % zlib.crc32(body))
 
 
 def check(step: pathlib.Path, items: Iterable[str] = (), share: tuple[int, int] = (0, 1)) -> None:
-    """Compares the files of a step with their digests; a step without any passes.
+    """Compares the files of a step with their digests, and its name with that of the folder that
+    was written; a step without any passes.
 
     Args:
       items: folders of the step whose files are compared, beside those of the step itself; none:
@@ -56,7 +58,8 @@ def check(step: pathlib.Path, items: Iterable[str] = (), share: tuple[int, int] 
       share: (process, count): every `count`-th block only, for processes that share the work.
 
     Raises:
-      Damaged: a file is missing or another than was written, or the digests are damaged.
+      Damaged: a file is missing or another than was written, the step has the name of another one,
+        or the digests are damaged.
     """
     if _is_off():
         return
@@ -149,13 +152,19 @@ def _crc(handle, offset, size):
 
 
 def _read(path):
+    """The files that are told in a step's folder: by name the size and the digests of blocks."""
     try:
         body, _, crc = path.read_bytes().rpartition(b"\n")
     except OSError as error:
         raise Damaged(f"{path.name} can't be read ({error.strerror})") from None
     if b"%08x" % zlib.crc32(body) != crc:
         raise Damaged(f"{path.name} is not what was written")
-    return json.loads(body)
+    told = json.loads(body)
+    if _FILES not in told:  # those of before were the files alone
+        return told
+    if told[_STEP] != path.parent.name:
+        raise Damaged(f"it holds step {told[_STEP]}, under another name")
+    return told[_FILES]
 
 
 def _check_size(step, name, size):

@@ -18,7 +18,7 @@ from t2i_jax.eval import resize
 from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.eval.protocol import PROTOCOLS
 from t2i_jax.runs.scoring.metrics import METRICS
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls
 from t2i_jax.values import Count
 from tests.e2e.command import inside, refused
 
@@ -329,11 +329,11 @@ def test_an_option_that_another_value_leaves_without_an_effect_is_told(options, 
     ],
 )
 def test_in_python_what_does_nothing_beside_something_is_told(kind, changes, given, told, capfd):
-    generation.with_changes(kind, None, changes, given)
+    calls.with_changes(kind, None, changes, given)
     said = capfd.readouterr().err
     assert told in said if told else not said
     with pytest.raises(UserError, match="is nothing without"):
-        generation.with_changes(t2i.PartiOptions, None, {"keep_rows": 0.3}, {})
+        calls.with_changes(t2i.PartiOptions, None, {"keep_rows": 0.3}, {})
 
 
 @pytest.mark.parametrize(

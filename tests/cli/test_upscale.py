@@ -12,7 +12,7 @@ from t2i_jax import runs
 from t2i_jax.cli import sample
 from t2i_jax.errors import UserError
 from t2i_jax.models.super_resolution import SuperResolution
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import given, prompting
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.maskgit.system import MaskGitSystem
@@ -186,13 +186,13 @@ def test_what_t5_cuts_is_told_once_of_each_length(
 @pytest.mark.parametrize("kind", [list, np.asarray])
 def test_prompts_of_any_kind_are_repeated_each_beside_itself(kind):
     words = kind(["one", "two"])
-    assert list(generation.repeated(words, 2)) == ["one", "one", "two", "two"]
+    assert list(prompting.repeated(words, 2)) == ["one", "one", "two", "two"]
     pair = kind([[[0.0]], [[1.0]]]), kind([[True], [False]])
-    embeds, mask = generation.repeated(pair, 2)
+    embeds, mask = prompting.repeated(pair, 2)
     np.testing.assert_array_equal(embeds[:, 0, 0], [0, 0, 1, 1])
     np.testing.assert_array_equal(mask[:, 0], [True, True, False, False])
     for alone in (None, "one"):
-        assert generation.repeated(alone, 3) is alone
+        assert prompting.repeated(alone, 3) is alone
 
 
 def test_t5_without_captions_is_refused(command):

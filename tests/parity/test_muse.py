@@ -16,7 +16,7 @@ from t2i_jax.decoding import logits as filters
 from t2i_jax.decoding import masked
 from t2i_jax.models.maskgit import MaskGitAndTokenizer
 from t2i_jax.runs import load as load_system
-from t2i_jax.systems import generation
+from t2i_jax.systems import batching
 from t2i_jax.systems.base import Given
 from t2i_jax.systems.imported import TorchFile
 from t2i_jax.systems.maskgit import losses
@@ -219,7 +219,7 @@ def test_muse_token_for_token(monkeypatch, tmp_path):
     options = runs.load_run_recipe(tmp_path / "run").evaluation.options
     options = dataclasses.replace(options, steps=STEPS, superres_steps=STEPS - 1)
     text, seed = muse_models.texts(ROWS), 5
-    rows = next(generation.batches({"text": text}, ROWS, 1, seed, None))
+    rows = next(batching.batches({"text": text}, ROWS, 1, seed, None))
     noise = []
     for stage, task in enumerate((system.base.task, system.superres.task)):
         keys = jax.vmap(lambda key, n=stage: jax.random.fold_in(key, n))(rows.keys_B)

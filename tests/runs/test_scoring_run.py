@@ -21,7 +21,7 @@ from t2i_jax import files
 from t2i_jax.errors import UserError
 from t2i_jax.eval import protocol
 from t2i_jax.runs.scoring import generate, page
-from t2i_jax.systems import generation
+from t2i_jax.systems import prompting
 from tests.e2e.command import inside, refused
 from tests.eval.test_prompts import coco_file
 from tests.runs import scoring_toys
@@ -519,12 +519,12 @@ def test_all_prompts_are_read_before_images_are_made_for_the_first(run, tmp_path
     told = inside(*_words(run, tmp_path / "out", "--guidance", "1,2")).stderr
     assert told.count(" cut") == 1 and "so are 4 others" in told, told
     monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
-    read = generation.texts
+    read = prompting.texts
 
     def picky(encoder, tokenizer, prompts, *more, **named):
         if "a large yellow circle" in prompts:
             raise UserError("prompt 7 is none that it knows; leave it out.")
         return read(encoder, tokenizer, prompts, *more, **named)
 
-    monkeypatch.setattr(generation, "texts", picky)
+    monkeypatch.setattr(prompting, "texts", picky)
     assert "prompt 7 is none" in refused(*_words(run, tmp_path / "other"))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from t2i_jax.data.crop import crop
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import given, notices
 
 _RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 _RGB[0, 0], _RGB[0, 1] = 0, 255
@@ -95,7 +95,7 @@ def test_an_image_per_prompt_or_one_for_all():
 )  # fmt: skip
 def test_a_square_is_cut_as_training_cuts_it(height, width, side, how):
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    with generation.quiet():
+    with notices.quiet():
         (found,) = given.fitted("init_images", [image], (side, side), how)
     np.testing.assert_array_equal(found, crop(image, side, how))
 

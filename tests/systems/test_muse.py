@@ -11,11 +11,11 @@ from PIL import Image
 from t2i_jax.cli import sample
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given
-from t2i_jax.systems.generation import on_mesh
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.muse.system import MuseSystem
 from t2i_jax.systems.muse.task import MuseTask
+from t2i_jax.systems.placing import on_mesh
 from t2i_jax.text.learned import LearnedText
 from tests.e2e.command import pictures
 
@@ -230,7 +230,7 @@ def test_a_mask_may_be_as_large_as_what_either_stage_makes(system, monkeypatch, 
     def see(arrays, *_, **__):
         raise Seen(arrays)
 
-    monkeypatch.setattr("t2i_jax.systems.generation.batches", see)
+    monkeypatch.setattr("t2i_jax.systems.batching.batches", see)
     mask = np.zeros((side, side), bool)
     mask[:, : side // 2] = True
     with pytest.raises(Seen) as seen:

@@ -11,7 +11,7 @@ import pytest
 import t2i_jax
 from t2i_jax import config, systems
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls
 
 _OPTIONS = sorted(
     name for name in systems.names()
@@ -37,7 +37,7 @@ def test_a_value_that_an_option_cannot_have_is_refused_in_a_sentence(kind, field
     accepted = []
     for value in _ODD:
         try:
-            generation.with_changes(kind, None, {field: value}, {})
+            calls.with_changes(kind, None, {field: value}, {})
             accepted.append(value)
         except UserError as error:
             assert str(error).startswith(f"{field}="), error
@@ -45,5 +45,5 @@ def test_a_value_that_an_option_cannot_have_is_refused_in_a_sentence(kind, field
     if bool in (hint, *typing.get_args(hint)):
         assert accepted == []
         for value in (np.True_, False, *([None] if hint is not bool else [])):
-            made = generation.with_changes(kind, None, {field: value}, {})
+            made = calls.with_changes(kind, None, {field: value}, {})
             assert getattr(made, field) is (value if value is None else bool(value))

@@ -11,7 +11,7 @@ import torch
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.on_host import initialise
-from t2i_jax.systems import generation
+from t2i_jax.systems import prompting
 from t2i_jax.systems.clip import joint_space
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
@@ -121,7 +121,7 @@ def test_a_mask_of_stored_embeddings_says_what_is_seen(mask, sentence):
 def test_stored_embeddings_are_arrays_lists_and_live_tensors(make):
     """Their mask has numbers of the same kind; a row that sees nothing is a prompt without text."""
     embeds, mask = np.arange(24.0).reshape(2, 3, 4), 1.0 * SEEN * [[1], [0]]
-    pair = generation.repeated((make(embeds), make(mask)), 2)
+    pair = prompting.repeated((make(embeds), make(mask)), 2)
     found = StoredText(4, 4).encode(None, pair, "prompts")
     assert (found["text_embeds"][::2, :3] == embeds).all()
     assert (found["text_mask"][:, :3] == np.repeat(mask > 0, 2, axis=0)).all()
@@ -131,6 +131,6 @@ def test_stored_embeddings_are_arrays_lists_and_live_tensors(make):
 @pytest.mark.parametrize("embeds", [np.ones((2, 3, 4), complex), "text", [["x"]], object()])
 def test_embeddings_that_are_no_numbers_are_one_sentence(embeds):
     for each in (1, 2):
-        pair = generation.repeated((embeds, SEEN), each)
+        pair = prompting.repeated((embeds, SEEN), each)
         with pytest.raises(UserError, match="prompts"):
             StoredText(4, 3).encode(None, pair, "prompts")

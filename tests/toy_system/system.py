@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.pixels import SIGNED, to_uint8
-from t2i_jax.systems import captions, generation
+from t2i_jax.systems import batching, calls, captions, prompting
 from t2i_jax.systems.text_to_image import TextToImage
 from tests.toy_system.options import ToyOptions
 
@@ -34,11 +34,11 @@ class ToySystem(TextToImage):
         **changes,
     ):
         """uint8 images (prompts * images_per_prompt, H, W, 3)."""
-        options = generation.with_changes(ToyOptions, options, changes)
-        prompt = generation.texts(self.task.text, self.text_tokenizer, prompts, None, guided=True)
+        options = calls.with_changes(ToyOptions, options, changes)
+        prompt = prompting.texts(self.task.text, self.text_tokenizer, prompts, None, guided=True)
         total = images_per_prompt * len(prompt["text_mask"])
         made = []
-        for rows in generation.batches(
+        for rows in batching.batches(
             prompt, total, images_per_prompt, seed, batch_size, progress=progress
         ):
             with jax.set_mesh(self.mesh):

@@ -18,9 +18,9 @@ def muse_sampling():
     windows.
     """
     from t2i_jax.models.maskgit import MaskGitTransformer, TokenCritic
-    from t2i_jax.systems.generation import on_mesh
     from t2i_jax.systems.muse.system import MuseSystem
     from t2i_jax.systems.muse.task import MuseTask
+    from t2i_jax.systems.placing import on_mesh
     from tests.systems import toy_muse
 
     network = MaskGitTransformer(**toy_muse.SIZES)
@@ -44,11 +44,11 @@ def sampling():
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.systems.cascade.stage import Stage
-    from t2i_jax.systems.generation import on_mesh
     from t2i_jax.systems.imagen.system import ImagenSystem
     from t2i_jax.systems.imagen.task import ImagenTask
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
+    from t2i_jax.systems.placing import on_mesh
     from t2i_jax.text.stored import StoredText
 
     text, key = StoredText(dim=8, max_length=4), jax.random.key(0)

@@ -177,9 +177,9 @@ def t5():
     again for the gradient.
     """
     from t2i_jax.models.parti_transformer import PartiTransformer
-    from t2i_jax.systems.generation import on_mesh
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
+    from t2i_jax.systems.placing import on_mesh
     from t2i_jax.text.t5 import T5Text
     from t2i_jax.text.t5_encoder import T5Encoder
 

@@ -95,8 +95,15 @@ def test_a_damaged_newest_checkpoint_is_named_and_kept_and_the_one_before_is_tak
     chex.assert_trees_all_equal(load_params(copy)[1], trained[1].params)
 
 
-def test_a_step_under_another_number_is_kept_apart_and_takes_no_other_ones_place(copy, capfd):
+@pytest.mark.parametrize("digest", [True, False])
+def test_a_step_under_another_number_is_kept_apart_and_takes_no_other_ones_place(
+    copy, capfd, digest
+):
     shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "9")
+    if digest:
+        chex.assert_trees_all_equal(load_params(copy)[1], load_params(copy, step=3)[1])
+    else:
+        (copy / "checkpoints" / "9" / "digests.0.json").unlink()
     config = dataclasses.replace(_CONFIG, steps=4, keep=2)
     assert fit(ToyTask(), ToyBatches(), config, copy).step == 4
     told = "step 9 can't be read (it holds step 2, under another name); step 3 is taken instead"
@@ -117,6 +124,7 @@ def _beside_a_run(copy, monkeypatch, owner, name, when, gone=("3",), new="5"):
     """Lets a run remove steps and save another one when a function is called for the first time."""
     folder, real = copy / "checkpoints", getattr(owner, name)
     shutil.copytree(folder / "3", copy / "new")
+    (copy / "new" / "digests.0.json").unlink()  # they tell that it is step 3
     (copy / "scores.json").write_text('{"1": 9.0, "2": 8.0, "3": 1.0, "5": 2.0}')
 
     def go_on():

@@ -16,7 +16,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet, seed_of
 from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.split import Share
-from t2i_jax.systems import generation
+from t2i_jax.systems import notices
 from t2i_jax.systems.base import System
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.text.stored import is_stored
@@ -102,7 +102,7 @@ def _batches(system, options, texts, seeds, batch_size) -> Iterator[np.ndarray]:
     for start in range(0, len(texts), batch_size):
         mine = range(start, min(start + batch_size, len(texts)))
         filled = [*mine, *itertools.repeat(mine[-1], batch_size - len(mine))]
-        with generation.quiet():
+        with notices.quiet():
             made = system.generate(
                 [texts[row] for row in filled],
                 options,

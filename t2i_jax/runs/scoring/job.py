@@ -30,7 +30,7 @@ from t2i_jax.runs.scoring.reference import (
 from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.score import Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls, notices
 from t2i_jax.words import counted
 
 
@@ -211,10 +211,10 @@ def evaluate_run(
     with _told_once():
         system.check_prompts(prompts.texts)
         if job.protocol is not None and (told := job.protocol.other_prompts(prompts.about())):
-            generation.tell(told)
+            notices.tell(told)
     options = recipe.evaluation.options
     chosen = {
-        one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
+        one: calls.with_changes(type(options), options, {"guidance": one}) for one in guidances
     } or {None: options}
     with lock.held(job.out, "out"):
         check_folder = plan.check_places if len(chosen) == 1 else plan.check_several
@@ -237,12 +237,12 @@ def evaluate_run(
 def _tell_of_sizes(results, reference):
     """Warns where images of two sizes are compared as they are; {}: nothing was measured here."""
     if results and (told := sizes.told_of_results(results, reference)):
-        generation.tell(told)
+        notices.tell(told)
 
 
 def _told_once():
     """A context in which only the first process prints messages."""
-    return contextlib.nullcontext() if processes.is_first() else generation.quiet()
+    return contextlib.nullcontext() if processes.is_first() else notices.quiet()
 
 
 def _scored(job, images, reference, measures, out, progress, title):

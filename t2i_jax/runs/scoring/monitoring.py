@@ -31,7 +31,7 @@ from t2i_jax.runs.scoring.score import block, told_of_cut
 from t2i_jax.runs.scoring.sources import size_of_run
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.runs.scoring.wanted import Wanted
-from t2i_jax.systems import generation
+from t2i_jax.systems import notices, placing
 from t2i_jax.systems.base import System
 from t2i_jax.train.monitor import Monitor
 from t2i_jax.types import TrainState
@@ -100,7 +100,7 @@ class Measurer:
                 extractor = self._extractors[wanted.extractor(one).name]
                 extractor.text_features(self._of(one))
                 if (told := told_of_cut(extractor, self._of(one))) and processes.is_first():
-                    generation.tell(f"evaluation.metrics={one.name}: {told}")
+                    notices.tell(f"evaluation.metrics={one.name}: {told}")
 
     def start(self, system: System) -> Callable[[], Mapping[str, float]]:
         """Generates images and computes their features on the devices; what it returns computes the
@@ -109,7 +109,7 @@ class Measurer:
         alone = jax.process_count() == 1
         # several processes sample each for itself, with what it holds whole
         shape = self._recipe.train.mesh if alone and self._recipe.train is not None else None
-        placed = generation.on_mesh(system, shape, None if alone else jax.local_devices())
+        placed = placing.on_mesh(system, shape, None if alone else jax.local_devices())
         compute = functools.partial(self._batch, placed, self._batches())
         return functools.partial(self._numbers, gathering.gathered(self._split, compute))
 
@@ -232,7 +232,7 @@ class Measurer:
         name = next((one.name for one in compared if sizes.is_whole(one.about)), None)
         real = None if name is None else wanted.reference.sizes(name)
         if real and (told := sizes.told({f"{side}x{side}": wanted.count}, real)):
-            generation.tell(f"{told}; give squares of {side} pixels as evaluation.reference")
+            notices.tell(f"{told}; give squares of {side} pixels as evaluation.reference")
 
 
 class _Remembering:

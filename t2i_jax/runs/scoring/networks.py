@@ -15,7 +15,7 @@ from t2i_jax.eval import extractors, lpips, resize, weights_file
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.lpips import LpipsMetric
 from t2i_jax.models.lpips import TRUNKS
-from t2i_jax.systems import generation
+from t2i_jax.systems import notices
 from t2i_jax.values import shown
 
 FOLDER = "T2I_WEIGHTS"
@@ -117,7 +117,7 @@ def _tell_of_other(what, about):
 
 def _tell(sentence):
     if processes.is_first():
-        generation.tell(sentence)
+        notices.tell(sentence)
 
 
 def _built(network, modes, weights):

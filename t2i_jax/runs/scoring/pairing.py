@@ -16,7 +16,7 @@ from t2i_jax.eval import layout, sample_folder
 from t2i_jax.eval.prompt_files import Prompt
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.runs.scoring.sources import SourceImages
-from t2i_jax.systems.generation import tell
+from t2i_jax.systems.notices import tell
 from t2i_jax.words import counted
 
 _NUMBER = re.compile(r"[0-9]+")

@@ -11,7 +11,7 @@ from typing import Any
 
 from t2i_jax import files, paths
 from t2i_jax.foreign.arrays import some
-from t2i_jax.systems import generation
+from t2i_jax.systems import notices
 
 
 def keep(folder: pathlib.Path, names: Iterable[str], lost: Iterable[str]) -> None:
@@ -39,7 +39,7 @@ def keep(folder: pathlib.Path, names: Iterable[str], lost: Iterable[str]) -> Non
         for name in others:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
-    generation.tell(
+    notices.tell(
         f"out={paths.shown(folder)} had results that are not measured now ({some(lost, 4)}); they "
         f"are kept in {place.name}"
     )

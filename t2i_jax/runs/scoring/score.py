@@ -28,7 +28,7 @@ from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of, shar
 from t2i_jax.runs.scoring.reference import Reference
 from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES, read_results
 from t2i_jax.runs.scoring.split import Share
-from t2i_jax.systems import generation
+from t2i_jax.systems import notices
 from t2i_jax.text.encoder import told_of_lengths
 
 TIMES = "times.json"
@@ -138,7 +138,7 @@ def check(
             "give that many, or leave --protocol out."
         )
     for told in _cuts(measures, captions) if processes.is_first() else ():
-        generation.tell(told)
+        notices.tell(told)
 
 
 def score(

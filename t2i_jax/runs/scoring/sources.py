@@ -33,7 +33,7 @@ from t2i_jax.eval import layout, sample_folder
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
-from t2i_jax.systems.generation import tell
+from t2i_jax.systems.notices import tell
 
 _BUILT_IN_SIZE = 32  # pixels, where nothing says another size
 _SHEET = f"{sample_folder.SHEET} of t2i sample"

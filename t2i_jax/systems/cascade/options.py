@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls, notices
 from t2i_jax.systems.cascade.stage import SAMPLERS
 from t2i_jax.values import shown
 from t2i_jax.words import counted
@@ -70,19 +70,19 @@ class CascadeOptions:
     }
 
     def __post_init__(self):
-        generation.plain(self)
+        calls.plain(self)
         for scale in _each(self.guidance):
-            generation.check_number("guidance", scale, "try 3.0, or 1 for none")
+            calls.check_number("guidance", scale, "try 3.0, or 1 for none")
         for sampler in _each(self.sampler):
             if sampler is not None:
                 one_of("sampler", sampler, SAMPLERS)
         for name in ("steps", "resample", "start_at", "stop_at"):
             for value in _each(getattr(self, name)):
-                generation.check_count(name, value, most=_MOST_STEPS)
+                calls.check_count(name, value, most=_MOST_STEPS)
         for name in ("parallel", "lowres_level", "strength", "eta"):
             value = getattr(self, name)
             if value is not None or name not in ("lowres_level", "eta"):
-                generation.check_number(name, value, "give a number in it", low=0, high=1)
+                calls.check_number(name, value, "give a number in it", low=0, high=1)
         if self.compat is not None:
             one_of("compat", self.compat, self.compats)
         if self.interval is not None:
@@ -92,7 +92,7 @@ class CascadeOptions:
 
     @property
     def idle_fields(self) -> Mapping[str, str]:
-        """The options without an effect, see `generation.check_used`."""
+        """The options without an effect, see `calls.check_used`."""
         if any(scale != 1 for scale in _each(self.guidance)):
             return {}
         return dict.fromkeys(("parallel", "interval"), "guidance=1")
@@ -127,7 +127,7 @@ def tell_unused(name: str, values: Sequence[Any], count: int) -> None:
     out where they check no number.
     """
     if len(values) > count:
-        generation.tell(
+        notices.tell(
             f"{name}={tuple(values)} has {len(values)} values for {counted(count, 'U-Net')}; those "
             "after them are of no use"
         )
@@ -136,7 +136,7 @@ def tell_unused(name: str, values: Sequence[Any], count: int) -> None:
 def _check_interval(interval):
     is_pair = isinstance(interval, tuple) and len(interval) == 2
     for end in interval if is_pair else ():
-        generation.check_number("interval", end, "give (low, high), for example (0.3, 5.0)", low=0)
+        calls.check_number("interval", end, "give (low, high), for example (0.3, 5.0)", low=0)
     if not is_pair or not interval[0] < interval[1]:
         raise UserError(
             f"interval={shown(interval)} is not a pair (low, high) with low below high; "

@@ -19,7 +19,7 @@ from t2i_jax.diffusion import progress as bars
 from t2i_jax.diffusion.sdedit import steps_to_skip
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, as_pil, to_float, to_uint8
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import batching, calls, given, notices, placing, prompting
 from t2i_jax.systems.cascade import inputs
 from t2i_jax.systems.cascade.stage import StageSampling, group, sampling_of, smaller
 from t2i_jax.systems.text_to_image import TextToImage
@@ -38,7 +38,7 @@ class CascadeSystem(TextToImage):
       updates: of each stage, how often it was trained.
       frozen: weights of frozen networks by name.
       text_tokenizer: captions to ids; None where prompts are embeddings or there are none.
-      mesh: on which it samples, see `generation.on_mesh`; None: one device.
+      mesh: on which it samples, see `placing.on_mesh`; None: one device.
     """
 
     task: Any
@@ -49,10 +49,10 @@ class CascadeSystem(TextToImage):
     mesh: Any = None
 
     def offloaded(self) -> CascadeSystem:
-        """The same system, see `generation.offloaded`: of its stages only the one that runs is on
+        """The same system, see `placing.offloaded`: of its stages only the one that runs is on
         the device.
         """
-        return generation.offloaded(self)
+        return placing.offloaded(self)
 
     @functools.cached_property
     def _sampled_task(self) -> Any:
@@ -114,7 +114,7 @@ class CascadeSystem(TextToImage):
         cond_images: Any,
         batch_size: int | None,
         progress: bool,
-    ) -> tuple[dict[int, Any], Iterator[generation.Rows]]:
+    ) -> tuple[dict[int, Any], Iterator[batching.Rows]]:
         """(the plan of the stages that run, what they are given batch by batch); arguments as of
         `_generated`.
 
@@ -123,7 +123,7 @@ class CascadeSystem(TextToImage):
         """
         count_of = len(self.task.stages)
         numbers, told = self._to_run(options)
-        generation.check_amounts(images_per_prompt, batch_size)
+        calls.check_amounts(images_per_prompt, batch_size)
         count = (
             len(next(iter(prompt.values())))
             if prompt
@@ -147,11 +147,11 @@ class CascadeSystem(TextToImage):
         for number in numbers:  # refuses more steps than a diffusion has, before any stage runs
             jax.eval_shape(functools.partial(self.task.stages[number - 1].levels, plan[number][1]))
         if told:
-            generation.tell(told)
+            notices.tell(told)
         if "start" in images:
             images["start"] = self._as_made_before(images["start"], plan, numbers[0])
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
-        rows = generation.batches({**prompt, **images}, total, images_per_prompt, seed, batch_size)
+        rows = batching.batches({**prompt, **images}, total, images_per_prompt, seed, batch_size)
         return plan, rows
 
     def made_size(self, options: Any, trained_at: int | None = None) -> int | None:
@@ -179,13 +179,13 @@ class CascadeSystem(TextToImage):
         """Says which options this cascade has no use for; `unused` are scales of guidance."""
         noised = [n for n in numbers if n > 1 and self.task.stages[n - 1].lowres.noise]
         if options.lowres_level is not None and not noised:
-            generation.tell(
+            notices.tell(
                 f"lowres_level={options.lowres_level} has no effect, as no stage that runs adds "
                 "noise to a smaller image"
             )
         is_default = options.guidance == type(options).guidance
         if not is_default and any(scale != 1 for scale in unused):
-            generation.tell(
+            notices.tell(
                 f"guidance={options.guidance} has no effect, as this system was trained without "
                 "conditions"
             )
@@ -315,7 +315,7 @@ class CascadeSystem(TextToImage):
         lowres_level,
         progress,
     ):
-        prompt = dict(part) if settings.guided else generation.without_negative(part)
+        prompt = dict(part) if settings.guided else prompting.without_negative(part)
         if "init" in prompt and "keep" not in prompt and small is not None:
             # only the first stage starts from it; the others enlarge what it made
             del prompt["init"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import arrays
-from t2i_jax.systems.generation import tell
+from t2i_jax.systems.notices import tell
 
 _SHORT, _LONG = 0.5, 2.0  # of a prior that is not held to the sphere, lengths are about 1
 

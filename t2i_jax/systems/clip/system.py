@@ -20,7 +20,7 @@ from t2i_jax.files import replacing
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.nn import contrastive
 from t2i_jax.pixels import SIGNED, to_float
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import calls, given, notices, placing, prompting
 from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
 from t2i_jax.systems.clip import retrieval
 from t2i_jax.text.encoder import are_captions, captions_of
@@ -43,7 +43,7 @@ class ClipSystem(System):
     Attributes:
       task: the task that trained it. weights: {"clip": parameters}.
       text_tokenizer: captions to ids; None: captions are given as ids.
-      mesh: the mesh on which it works, see `generation.on_mesh`; None: one device.
+      mesh: the mesh on which it works, see `placing.on_mesh`; None: one device.
       frozen: weights of frozen networks, of which a CLIP has none.
     """
 
@@ -57,12 +57,12 @@ class ClipSystem(System):
     def on_mesh(
         self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
     ) -> System:
-        """The same system on a mesh, see `generation.on_mesh`."""
-        return generation.on_mesh(self, shape, devices)
+        """The same system on a mesh, see `placing.on_mesh`."""
+        return placing.on_mesh(self, shape, devices)
 
     def offloaded(self) -> System:
         """The same system, whose weights are in the host's memory while it does not embed."""
-        return generation.offloaded(self)
+        return placing.offloaded(self)
 
     def embed_text(
         self, captions: Any, batch_size: int | None = None, *, field: str = "captions"
@@ -146,7 +146,7 @@ class ClipSystem(System):
         samples = held_out(count, ("image", "caption"))
         images, own = samples["image"], list(samples["caption"])
         captions = list(dict.fromkeys(own))
-        with generation.quiet():
+        with notices.quiet():
             scores_IC = self.similarity(images, captions)
         judge = None if evaluation.judge is None else JUDGES[evaluation.judge]()
         right_IC = retrieval.agreement(images, own, captions, judge)
@@ -164,7 +164,7 @@ class ClipSystem(System):
         """
         encoder = self.task.text_encoder
         if self.text_tokenizer is not None and are_captions(captions):
-            return generation.texts(
+            return prompting.texts(
                 encoder, self.text_tokenizer, captions, None, guided=False, field=field
             )
         return encoder.encode(self.text_tokenizer, captions, field)
@@ -176,7 +176,7 @@ class ClipSystem(System):
         return given.fitted(field, read, (size, size), self.crop)
 
     def _in_batches(self, function, arrays, batch_size):
-        generation.check_count("batch_size", batch_size)
+        calls.check_count("batch_size", batch_size)
         total = len(next(iter(arrays.values())))
         size, made = min(batch_size or _AT_ONCE, total), []
         for start in range(0, total, size):

@@ -18,8 +18,8 @@ from t2i_jax.models.openai_clip import MEAN, STD, OpenAIClip
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
-from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.notices import tell
 from t2i_jax.text.bpe import ClipBpe
 
 # Arguments of the package's class that do not belong to the network.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls
 from t2i_jax.systems.decoder.options import DecoderOptions
 from t2i_jax.systems.prior.options import PriorOptions
 
@@ -59,7 +59,7 @@ class DALLE2Options(DecoderOptions):
     def __post_init__(self):
         super().__post_init__()
         for name in ("blend", "change"):
-            generation.check_number(name, getattr(self, name), "try 0.5", low=0, high=1)
+            calls.check_number(name, getattr(self, name), "try 0.5", low=0, high=1)
         with told_of_prior():
             _ = self.prior  # refuses what is not known
 

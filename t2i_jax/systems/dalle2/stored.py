@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given
-from t2i_jax.systems.generation import tell
+from t2i_jax.systems.notices import tell
 from t2i_jax.text.stored import is_stored
 from t2i_jax.values import shown
 

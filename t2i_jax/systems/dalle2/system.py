@@ -10,7 +10,7 @@ import numpy as np
 
 from t2i_jax import values
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import calls, given, notices, prompting
 from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
 from t2i_jax.systems.decoder.system import UNREAD
@@ -68,7 +68,7 @@ class DALLE2System(TextToImage):
         return [prior, *self.decoder.samplers(options.decoder)]
 
     def on_mesh(self, shape: Any, devices: Any = None) -> DALLE2System:
-        """The same system, all parts of which work on a mesh, see `generation.on_mesh`."""
+        """The same system, all parts of which work on a mesh, see `placing.on_mesh`."""
         names = ("clip", "prior", "decoder")
         parts = {name: getattr(self, name).on_mesh(shape, devices) for name in names}
         return dataclasses.replace(self, **parts)
@@ -131,8 +131,8 @@ class DALLE2System(TextToImage):
             "images": images, "other_images": other_images, "instead_of": instead_of,
             "image_embeds": image_embeds, "init_images": init_images, "mask": mask,
         }  # fmt: skip
-        chosen = generation.with_changes(DALLE2Options, options, changes, inputs)
-        generation.check_amounts(images_per_prompt, batch_size)
+        chosen = calls.with_changes(DALLE2Options, options, changes, inputs)
+        calls.check_amounts(images_per_prompt, batch_size)
         self._check_given(prompts, images, other_images, instead_of, image_embeds, chosen.eta)
         own = {"seed": seed, "images_per_prompt": images_per_prompt}
         reads = self.decoder.task.by_text and prompts is not None and instead_of is None
@@ -152,7 +152,7 @@ class DALLE2System(TextToImage):
         }
         more = {**own, **beside, "batch_size": batch_size}
         if images is None and image_embeds is None:
-            with generation.quiet():  # it is told when the prior and the decoder are given them
+            with notices.quiet():  # it is told when the prior and the decoder are given them
                 rows = len(next(iter(self.prior.prompt(prompts, "prompts").values())))
             with told_of_prior():
                 self.prior.check(chosen.prior, rows * images_per_prompt)
@@ -172,10 +172,10 @@ class DALLE2System(TextToImage):
                 read = _repeated(prompts, 1, embeds.rows) if reads else None
                 self._check_decoder(embeds.rows, read, chosen.decoder, more)
                 embeds = embeds.made()
-            with generation.quiet():
+            with notices.quiet():
                 embeds = self.decoder.checked_embeds(embeds)
             if prompts is not None and instead_of is None and not self.decoder.task.by_text:
-                generation.tell(UNREAD)
+                notices.tell(UNREAD)
         rest = {"images_per_prompt": images_per_prompt // each, "batch_size": batch_size}
         return self.decoder.generate(
             _repeated(prompts, each, len(embeds)) if reads else None,
@@ -290,7 +290,7 @@ class DALLE2System(TextToImage):
           rows: embeddings that there will be. read: the prompts, where the decoder reads them.
           beside: further arguments of it.
         """
-        with generation.quiet():  # it is told when the decoder is given them
+        with notices.quiet():  # it is told when the decoder is given them
             self.decoder.check(read, options, rows=rows, **beside)
 
     def _seen(self, images, other_images, prompts, instead_of):
@@ -303,7 +303,7 @@ class DALLE2System(TextToImage):
             other_images = self.clip.pixels(other_images, "other_images")
             counts["other_images"] = len(other_images)
         if instead_of is not None:
-            with generation.quiet():  # it is told when CLIP embeds them
+            with notices.quiet():  # it is told when CLIP embeds them
                 given_as = {"prompts": prompts, "instead_of": instead_of}
                 texts = {name: self.clip.ids(one, name)["text"] for name, one in given_as.items()}
             counts |= {name: len(ids) for name, ids in texts.items()}
@@ -353,7 +353,7 @@ def _shares(shares):
         )
     found = [share.item() if isinstance(share, np.number) else share for share in listed]
     for share in found:
-        generation.check_number("shares", share, "give numbers in it", low=0, high=1)
+        calls.check_number("shares", share, "give numbers in it", low=0, high=1)
     return found
 
 
@@ -373,7 +373,7 @@ def _each_repeated(read, each):
 def _repeated(prompts, each, rows=None):
     """Captions, each of them `each` times; one that stands alone, as often as there are `rows`."""
     prompts = [prompts] if isinstance(prompts, str) and rows is not None else prompts
-    found = generation.repeated(prompts, each)
+    found = prompting.repeated(prompts, each)
     if not rows or found is None or len(found) != 1:
         return found
-    return generation.repeated(found, rows)
+    return prompting.repeated(found, rows)

@@ -14,8 +14,8 @@ from t2i_jax.systems.clip import weights as clips
 from t2i_jax.systems.dalle2.options import DALLE2Options
 from t2i_jax.systems.dalle2.task import DALLE2Task
 from t2i_jax.systems.decoder import weights as decoders
-from t2i_jax.systems.generation import quiet
 from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.notices import quiet
 from t2i_jax.systems.prior import weights as priors
 from t2i_jax.systems.prior.options import COMPAT
 

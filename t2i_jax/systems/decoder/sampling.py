@@ -13,7 +13,7 @@ from t2i_jax import sharding
 from t2i_jax.compiler import Program
 from t2i_jax.diffusion.draws import gaussian
 from t2i_jax.nn.resample import resize
-from t2i_jax.systems import captions, generation
+from t2i_jax.systems import captions, prompting
 from t2i_jax.systems.cascade import stage as cascade
 from t2i_jax.systems.cascade.stage import StageSampling
 from t2i_jax.systems.decoder import latents
@@ -78,7 +78,7 @@ def generate(
 
 def _embedded(text, params, prompt):
     """Encodings of the captions, and of the negative ones, by the encoder of the stage."""
-    found, negative = {}, generation.negative_of(prompt)
+    found, negative = {}, prompting.negative_of(prompt)
     for prefix, arrays in (("", prompt), *((("negative_", negative),) if negative else ())):
         found[f"{prefix}encodings"] = captions.embed(text, params, None, arrays)
         found[f"{prefix}encodings_mask"] = arrays["text_mask"]

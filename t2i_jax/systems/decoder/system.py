@@ -12,7 +12,7 @@ import numpy as np
 from t2i_jax.compiler import Program
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, to_float
-from t2i_jax.systems import generation, given, kept
+from t2i_jax.systems import calls, given, kept, notices, placing, prompting
 from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.clip import joint_space
 from t2i_jax.systems.decoder import latents, sampling
@@ -45,7 +45,7 @@ class DecoderSystem(CascadeSystem):
       updates: of each stage, how often it was trained.
       frozen: {"clip", "tokenizer", "text"}: weights of the parts and of a frozen text encoder.
       text_tokenizer: captions to ids; None where captions are ids or embeddings, or there are none.
-      mesh: on which it samples, see `generation.on_mesh`; None: one device.
+      mesh: on which it samples, see `placing.on_mesh`; None: one device.
       clip: the part, which embeds captions; None: embeddings are stored.
       reader: the CLIP that made the stored encodings of captions, whose weights are in `frozen`, so
         that prompts may be captions; None: they are given as encodings, or not stored.
@@ -56,10 +56,10 @@ class DecoderSystem(CascadeSystem):
     reader: ClipSystem | None = None
 
     def offloaded(self) -> DecoderSystem:
-        """The same system, see `generation.offloaded`, and its CLIP likewise."""
+        """The same system, see `placing.offloaded`, and its CLIP likewise."""
         of = {"clip": self.clip, "reader": self.reader}
         clips = {name: None if one is None else one.offloaded() for name, one in of.items()}
-        return dataclasses.replace(generation.offloaded(self), **clips)
+        return dataclasses.replace(placing.offloaded(self), **clips)
 
     def reading(self, clip: ClipSystem) -> DecoderSystem:
         """The same system, whose stored encodings of captions this CLIP made."""
@@ -118,7 +118,7 @@ class DecoderSystem(CascadeSystem):
             "start_images": start_images, "init_images": init_images, "mask": mask,
             "images": images,
         }  # fmt: skip
-        options = generation.with_changes(DecoderOptions, options, changes, inputs)
+        options = calls.with_changes(DecoderOptions, options, changes, inputs)
         scales = options.per_stage("guidance", len(self.task.stages))
         self._check_guidance(scales, negative_prompts is not None)
         if images is not None and image_embeds is None:
@@ -133,7 +133,7 @@ class DecoderSystem(CascadeSystem):
             "init_images": given.read_once("init_images", init_images, self.task.channels),
             "mask": given.read_once("mask", mask, None), "cond_images": None,
         }  # fmt: skip
-        with generation.quiet():  # refused before CLIP embeds anything, told afterwards
+        with notices.quiet():  # refused before CLIP embeds anything, told afterwards
             self._prepared(options, found or texts, scales, progress=False, **others)
         prompt = self._prompt(found, texts, prompts, **shown)
         return self._generated(
@@ -245,7 +245,7 @@ class DecoderSystem(CascadeSystem):
                 f"{name} are given to a decoder that was trained on captions alone; leave them out."
             )
         if prompts is not None and is_shown and not task.by_text:
-            generation.tell(UNREAD)
+            notices.tell(UNREAD)
         if prompts is not None and self.task.text_encoder is None:
             raise UserError(
                 "prompts are given to a decoder without a CLIP to read them; give image_embeds."
@@ -257,8 +257,8 @@ class DecoderSystem(CascadeSystem):
             )
         if prompts is not None:
             reads = self._encoder(prompts)
-            texts = generation.texts(*reads, prompts, negative_prompts, guided=guided)
-            generation.tell_unread(texts, self._text_lengths)
+            texts = prompting.texts(*reads, prompts, negative_prompts, guided=guided)
+            prompting.tell_unread(texts, self._text_lengths)
         if task.by_image:
             found["image_embeds"] = self._embeds(image_embeds, images, prompts, texts)
         rows = len(found["image_embeds"]) if found else len(texts.get("text_mask", ()))
@@ -327,8 +327,8 @@ class DecoderSystem(CascadeSystem):
             return texts  # every stage reads them by an encoder of its own
         found = {}
         for prefix, arrays in (
-            ("", generation.without_negative(texts)),
-            ("negative_", generation.negative_of(texts)),
+            ("", prompting.without_negative(texts)),
+            ("negative_", prompting.negative_of(texts)),
         ):
             if not arrays:
                 continue
@@ -400,7 +400,7 @@ class DecoderSystem(CascadeSystem):
                 "trained without dropping conditions; give guidance=1."
             )
         for what, drop in never:
-            generation.tell_never_dropped(what, drop)
+            prompting.tell_never_dropped(what, drop)
 
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images of one stage."""

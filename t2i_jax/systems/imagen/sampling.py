@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from t2i_jax import sharding
 from t2i_jax.compiler import Program
 from t2i_jax.diffusion.draws import gaussian
-from t2i_jax.systems import generation
+from t2i_jax.systems import prompting
 from t2i_jax.systems.cascade import stage as stages
 from t2i_jax.systems.cascade.stage import StageSampling
 from t2i_jax.types import Array, Key, Params
@@ -52,7 +52,7 @@ def generate(
     stage = dataclasses.replace(task.stages[number - 1], unet=task.networks[number - 1])
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
     text = task.embed(params, frozen, prompt)
-    negative = generation.negative_of(prompt)
+    negative = prompting.negative_of(prompt)
     against = task.embed(params, frozen, negative) if negative else None
     keep_B = jnp.logical_not(prompt["dropped"]) if "dropped" in prompt else None
     bind = stages.bound(stage.unet, params["unet"], text, against, keep_B)

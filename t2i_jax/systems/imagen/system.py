@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import calls, given, notices, prompting
 from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions
@@ -34,7 +34,7 @@ class ImagenSystem(CascadeSystem):
       updates: of each stage, how often it was trained.
       frozen: {"text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings or there are none.
-      mesh: on which it samples, see `generation.on_mesh`; None: one device.
+      mesh: on which it samples, see `placing.on_mesh`; None: one device.
     """
 
     task: ImagenTask
@@ -87,7 +87,7 @@ class ImagenSystem(CascadeSystem):
           UserError: an argument that does not fit, before anything compiles.
         """
         inputs = {"start_images": start_images, "init_images": init_images, "mask": mask}
-        options = generation.with_changes(ImagenOptions, options, changes, inputs)
+        options = calls.with_changes(ImagenOptions, options, changes, inputs)
         scales = options.per_stage("guidance", len(self.task.stages))
         running = self._of_running(options, scales)
         prompt = self._texts(prompts, negative_prompts, running)
@@ -142,9 +142,9 @@ class ImagenSystem(CascadeSystem):
         blank = np.zeros((_BLANK, _BLANK, self.task.channels), np.uint8)
         prompts, changes = self._enlarging(1, prompts, options, {})
         given_as = {"start_images": blank}
-        options = generation.with_changes(ImagenOptions, options, changes, given_as)
+        options = calls.with_changes(ImagenOptions, options, changes, given_as)
         if (start := options.start_at or 2) > 2:
-            generation.tell(
+            notices.tell(
                 f"start_at={start}, so that images to enlarge take the place of those of stage "
                 f"{start - 1}"
             )
@@ -161,13 +161,13 @@ class ImagenSystem(CascadeSystem):
         found: dict[str, Any] = {"start_at": start or 2, **others}
         if stop is not None and "stop_at" not in found and stop < (found["start_at"] or 1):
             found["stop_at"] = None
-            generation.tell(
+            notices.tell(
                 f"stop_at={stop} is left out, as images are enlarged from stage "
                 f"{found['start_at']} on"
             )
         if prompts is None and self.task.text is not None:
             found["guidance"] = 1
-            prompts = generation.unprompted(self.task.text, count, self.task.cond_drop_prob)
+            prompts = prompting.unprompted(self.task.text, count, self.task.cond_drop_prob)
         return prompts, found
 
     def _texts(self, prompts, negative_prompts, scales):
@@ -182,13 +182,13 @@ class ImagenSystem(CascadeSystem):
                 "prompts=None: this cascade was trained on captions; give a list of them."
             )
         guided = any(scale != 1 for scale in scales)
-        found = generation.texts(
+        found = prompting.texts(
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
             dropped=self.task.cond_drop_prob,
         )  # fmt: skip
-        if isinstance(prompts, generation.Dropped):
+        if isinstance(prompts, prompting.Dropped):
             return {**found, "dropped": np.ones((prompts.count,), bool)}
-        generation.tell_unread(found, self.task.text_lengths)
+        prompting.tell_unread(found, self.task.text_lengths)
         return found
 
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:

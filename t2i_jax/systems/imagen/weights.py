@@ -22,11 +22,11 @@ from t2i_jax.errors import UserError, first_line
 from t2i_jax.models.cascade import Cascade
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.systems.cascade.stage import group
-from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imagen.classes import ElucidatedImagen, Imagen
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.systems.imported import LONGEST_TEXT, Imported, TorchFile
+from t2i_jax.systems.notices import tell
 
 _SEEN = ("imagen_type", "text_embed_dim", "text_encoder_name")  # elsewhere than in the task
 

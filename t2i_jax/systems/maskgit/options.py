@@ -9,7 +9,7 @@ from typing import ClassVar
 from t2i_jax import config
 from t2i_jax.decoding.masked import ORDERS, Sampling
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls
 from t2i_jax.systems.maskgit.windows import size_of
 from t2i_jax.values import shown
 
@@ -102,22 +102,22 @@ class MaskGitOptions:
     }
 
     def __post_init__(self):
-        generation.plain(self)
-        generation.check_count("steps", self.steps, most=_MOST_STEPS)
-        generation.check_count("edit_steps", self.edit_steps, most=_MOST_STEPS)
-        generation.check_number("guidance", self.guidance, "try 3.0, or 1 for none")
+        calls.plain(self)
+        calls.check_count("steps", self.steps, most=_MOST_STEPS)
+        calls.check_count("edit_steps", self.edit_steps, most=_MOST_STEPS)
+        calls.check_number("guidance", self.guidance, "try 3.0, or 1 for none")
         for name in ("temperature", "choice_temperature", "critic_noise"):
             if getattr(self, name) is not None or name != "critic_noise":
-                generation.check_number(name, getattr(self, name), "try 1.0", low=0)
+                calls.check_number(name, getattr(self, name), "try 1.0", low=0)
         if self.plausibility is not None:
             remedy = "try 0.1, or 0 for none"
-            generation.check_number("plausibility", self.plausibility, remedy, low=0, high=1)
+            calls.check_number("plausibility", self.plausibility, remedy, low=0, high=1)
         for name, usual in (("strength", 0.6), ("edit_share", 0.08)):
-            generation.check_number(name, getattr(self, name), f"try {usual}", low=1e-3, high=1)
-        generation.check_number("overlap", self.overlap, "try 0.5", low=0, high=0.99)
+            calls.check_number(name, getattr(self, name), f"try {usual}", low=1e-3, high=1)
+        calls.check_number("overlap", self.overlap, "try 0.5", low=0, high=0.99)
         if self.feather is not None:
             remedy = "try 4, or 0 for no seam"
-            generation.check_number("feather", self.feather, remedy, low=0, high=_WIDEST)
+            calls.check_number("feather", self.feather, remedy, low=0, high=_WIDEST)
         if self.compat is not None:
             config.one_of("compat", self.compat, (COMPAT, PUBLISHED))
         config.one_of("order", self.order, ORDERS)
@@ -151,7 +151,7 @@ class MaskGitOptions:
 
     @property
     def idle_fields(self) -> Mapping[str, str]:
-        """The options without an effect, see `generation.check_used`."""
+        """The options without an effect, see `calls.check_used`."""
         found: dict[str, str] = {}
         if self.guidance == 1:
             found = dict.fromkeys(("growing", "plausibility"), "guidance=1")
@@ -182,7 +182,7 @@ def _check_margins(outpaint):
             f"outpaint={shown(outpaint)} is not (left, top, right, bottom); try (0, 0, 0.5, 0)."
         )
     for share in outpaint:
-        generation.check_number("outpaint", share, "try (0, 0, 0.5, 0)", low=0, high=1)
+        calls.check_number("outpaint", share, "try (0, 0, 0.5, 0)", low=0, high=1)
     left, top, right, bottom = outpaint
     if max(left + right, top + bottom) >= 1 or not any(outpaint):
         raise UserError(

@@ -14,7 +14,7 @@ from t2i_jax.compiler import Program
 from t2i_jax.decoding import masked
 from t2i_jax.decoding.masked import Sampling
 from t2i_jax.models import image_tokenizer
-from t2i_jax.systems import generation
+from t2i_jax.systems import prompting
 from t2i_jax.systems.maskgit import previews as handed_out
 from t2i_jax.systems.maskgit.windows import Windows, slide
 from t2i_jax.types import Array, Key, Params
@@ -186,7 +186,7 @@ def _texts(params, frozen, prompt, batch, task, guided):
     without text or with the negative one.
     """
     embeds_BLD, mask_BL = task.embed(params, frozen, prompt, batch)
-    negative = generation.negative_of(prompt)
+    negative = prompting.negative_of(prompt)
     if guided and negative:
         other_BLD, other_BL = task.embed(params, frozen, negative, batch)
         return (

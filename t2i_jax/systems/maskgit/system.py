@@ -18,7 +18,7 @@ from t2i_jax.compiler import Program
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import generation, given, kept
+from t2i_jax.systems import batching, calls, given, kept, prompting
 from t2i_jax.systems.maskgit import previews, sampling
 from t2i_jax.systems.maskgit.blend import blended
 from t2i_jax.systems.maskgit.canvas import box_of, laid
@@ -72,7 +72,7 @@ class MaskGitSystem(TextToImage):
       weights: {"maskgit": {"decoder", "text", "critic"}, "critic"}.
       frozen: {"tokenizer", "superres_tokenizer": weights, "text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings or there are none.
-      mesh: the mesh on which it samples, see `generation.on_mesh`; None: one device.
+      mesh: the mesh on which it samples, see `placing.on_mesh`; None: one device.
     """
 
     task: MaskGitTask
@@ -129,7 +129,7 @@ class MaskGitSystem(TextToImage):
           UserError: an argument that does not fit, before anything compiles.
         """
         inputs = {"init_images": init_images, "mask": mask}
-        chosen = generation.with_changes(MaskGitOptions, options, changes, inputs)
+        chosen = calls.with_changes(MaskGitOptions, options, changes, inputs)
         chosen = self.fitting(chosen)
         arrays = self.prepare(
             prompts,
@@ -139,10 +139,10 @@ class MaskGitSystem(TextToImage):
             mask=mask,
             cond_images=cond_images,
         )
-        generation.check_amounts(images_per_prompt, batch_size)
+        calls.check_amounts(images_per_prompt, batch_size)
         previews.check(on_step)
         total, images = rows_in(arrays) * images_per_prompt, []
-        for rows in generation.batches(
+        for rows in batching.batches(
             arrays, total, images_per_prompt, seed, batch_size, progress=progress
         ):
             with previews.shown(on_step, rows.count):
@@ -185,16 +185,16 @@ class MaskGitSystem(TextToImage):
         """Refuses what `upscale` refuses, with a blank image in place of any."""
         small: Any = self.task.tokenizers[1]
         prompts, changes = self._enlarging(1, prompts)
-        chosen = self.fitting(generation.with_changes(MaskGitOptions, options, changes))
+        chosen = self.fitting(calls.with_changes(MaskGitOptions, options, changes))
         blank = np.zeros((small.image_size, small.image_size, small.channels), np.uint8)
         self.prepare(prompts, chosen, cond_images=blank)
-        generation.check_amounts(1, batch_size)
+        calls.check_amounts(1, batch_size)
 
     def _enlarging(self, count, prompts):
         """(prompts, changes of options) to enlarge `count` images."""
         if self.task.text is None or prompts is not None:
             return (prompts if self.task.text is not None else None), {}
-        prompts = generation.unprompted(self.task.text, count, self.task.cond_drop_prob)
+        prompts = prompting.unprompted(self.task.text, count, self.task.cond_drop_prob)
         return prompts, {"guidance": 1.0}
 
     def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
@@ -313,7 +313,7 @@ class MaskGitSystem(TextToImage):
                 "prompts=None: this system was trained on captions; give a list of them."
             )
         guided = options.guidance != 1
-        return generation.texts(
+        return prompting.texts(
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
             dropped=self.task.cond_drop_prob,
         )  # fmt: skip

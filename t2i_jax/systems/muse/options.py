@@ -10,7 +10,7 @@ from typing import ClassVar
 from t2i_jax import config
 from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 
 
@@ -47,20 +47,18 @@ class MuseOptions(MaskGitOptions):
         super().__post_init__()
         remedy = "try 1.0, or None for that of the first stage"
         if self.superres_guidance is not None:
-            generation.check_number("superres_guidance", self.superres_guidance, remedy)
+            calls.check_number("superres_guidance", self.superres_guidance, remedy)
         if self.superres_temperature is not None:
-            generation.check_number(
-                "superres_temperature", self.superres_temperature, remedy, low=0
-            )
+            calls.check_number("superres_temperature", self.superres_temperature, remedy, low=0)
         if self.superres_steps is None:
             object.__setattr__(self, "superres_steps", 8)
-        generation.check_count("superres_steps", self.superres_steps, most=10_000)
+        calls.check_count("superres_steps", self.superres_steps, most=10_000)
         if self.stop_at is not None:
             config.one_of("stop_at", self.stop_at, ("base",))
 
     @property
     def idle_fields(self) -> Mapping[str, str]:
-        """The options without an effect in either stage, see `generation.check_used`."""
+        """The options without an effect in either stage, see `calls.check_used`."""
         found = self.base.idle_fields
         if self.stop_at == "base":
             return found

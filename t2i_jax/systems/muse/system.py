@@ -14,7 +14,7 @@ import numpy as np
 from t2i_jax.compiler import Program
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import batching, calls, given, notices, placing, prompting
 from t2i_jax.systems.maskgit import previews
 from t2i_jax.systems.maskgit.options import COMPAT
 from t2i_jax.systems.maskgit.previews import Show
@@ -62,17 +62,17 @@ class MuseSystem(TextToImage):
         return self.base.text_tokenizer
 
     def on_mesh(self, shape: Any, devices: Any = None) -> MuseSystem:
-        """The same system, both stages of which sample on a mesh, see `generation.on_mesh`."""
+        """The same system, both stages of which sample on a mesh, see `placing.on_mesh`."""
         base, superres = (
-            generation.on_mesh(one, shape, devices) for one in (self.base, self.superres)
+            placing.on_mesh(one, shape, devices) for one in (self.base, self.superres)
         )
         return dataclasses.replace(self, base=base, superres=superres)
 
     def offloaded(self) -> MuseSystem:
-        """The same system, see `generation.offloaded`: of its stages only the one that runs is on
+        """The same system, see `placing.offloaded`: of its stages only the one that runs is on
         the device.
         """
-        base, superres = (generation.offloaded(one) for one in (self.base, self.superres))
+        base, superres = (placing.offloaded(one) for one in (self.base, self.superres))
         return dataclasses.replace(self, base=base, superres=superres)
 
     def generate(
@@ -111,9 +111,9 @@ class MuseSystem(TextToImage):
           UserError: an argument that does not fit, before anything compiles.
         """
         inputs = {"init_images": init_images, "mask": mask}
-        chosen = generation.with_changes(MuseOptions, options, changes, inputs)
+        chosen = calls.with_changes(MuseOptions, options, changes, inputs)
         stages = self._chosen(chosen)
-        generation.check_amounts(images_per_prompt, batch_size)
+        calls.check_amounts(images_per_prompt, batch_size)
         previews.check(on_step)
         pixels = {
             "init_images": given.read_once("init_images", init_images, self.task.channels),
@@ -125,17 +125,17 @@ class MuseSystem(TextToImage):
             # a stage without guidance has no use for them; where none is guided, they are refused
             against = negative_prompts if guided[number] or not any(guided) else None
             # what there is to say of prompts and images is said once
-            with generation.quiet() if number else contextlib.nullcontext():
+            with notices.quiet() if number else contextlib.nullcontext():
                 found = stage.prepare(
                     prompts, own, negative_prompts=against, from_tokens=number > 0, made=drawn,
                     **pixels,
                 )  # fmt: skip
             if number:  # which may read less of captions
                 for field, one in (("prompts", prompts), ("negative_prompts", against)):
-                    generation.tell_cut_again(self.base, stage, "superres", one, field)
+                    prompting.tell_cut_again(self.base, stage, "superres", one, field)
             arrays |= {f"{number}/{name}": value for name, value in found.items()}
         total, made = rows_in(arrays) * images_per_prompt, []
-        for rows in generation.batches(
+        for rows in batching.batches(
             arrays, total, images_per_prompt, seed, batch_size, progress=progress
         ):
             with previews.shown(on_step, rows.count):

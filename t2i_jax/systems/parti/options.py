@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +40,21 @@ class PartiOptions:
     idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"keep_rows": ("mask", "known_rows")}
 
     def __post_init__(self):
-        generation.plain(self)
-        generation.check_number("guidance", self.guidance, "try 3.0, or 1 for none")
-        generation.check_number("temperature", self.temperature, "try 1.0", low=0)
+        calls.plain(self)
+        calls.check_number("guidance", self.guidance, "try 3.0, or 1 for none")
+        calls.check_number("temperature", self.temperature, "try 1.0", low=0)
         if self.plausibility is not None:
-            generation.check_number(
+            calls.check_number(
                 "plausibility", self.plausibility, "try 0.1, or 0 for none", low=0, high=1
             )
-        generation.check_number("keep_rows", self.keep_rows, "try 0.5")
+        calls.check_number("keep_rows", self.keep_rows, "try 0.5")
         if not 0 < self.keep_rows < 1:
             raise UserError(f"keep_rows={self.keep_rows} must lie between 0 and 1; try 0.5.")
         _ = self.sampling  # refuses top_k and top_p
 
     @property
     def idle_fields(self) -> Mapping[str, str]:
-        """The options without an effect, see `generation.check_used`."""
+        """The options without an effect, see `calls.check_used`."""
         found = {"plausibility": "guidance=1"} if self.guidance == 1 else {}
         if self.temperature == 0:
             found |= dict.fromkeys(("top_k", "top_p"), "temperature=0")

@@ -13,7 +13,7 @@ from t2i_jax.compiler import Program
 from t2i_jax.decoding import autoregressive
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.models import image_tokenizer
-from t2i_jax.systems import generation
+from t2i_jax.systems import prompting
 from t2i_jax.types import Array, Key, Params
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def generate(
     batch, network = keys_B.shape[0], task.network
     embeds_BLD, mask_BL = task.embed(params, frozen, prompt), prompt["text_mask"]
     keep_B = None
-    negative = generation.negative_of(prompt)
+    negative = prompting.negative_of(prompt)
     if sampling.guided and negative:
         embeds_BLD = jnp.concatenate([embeds_BLD, task.embed(params, frozen, negative)])
         mask_BL = jnp.concatenate([mask_BL, negative["text_mask"]])

@@ -14,7 +14,7 @@ from einops import rearrange
 from t2i_jax.errors import UserError
 from t2i_jax.models import encoder_side
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import generation, given, kept
+from t2i_jax.systems import batching, calls, given, kept, prompting
 from t2i_jax.systems.parti import sampling
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.text_to_image import TextToImage
@@ -35,7 +35,7 @@ class PartiSystem(TextToImage):
       weights: {"parti": {"decoder", "text"}}.
       frozen: {"tokenizer": weights, "text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings.
-      mesh: the mesh on which it samples, see `generation.on_mesh`; None: one device.
+      mesh: the mesh on which it samples, see `placing.on_mesh`; None: one device.
     """
 
     task: PartiTask
@@ -84,23 +84,23 @@ class PartiSystem(TextToImage):
           UserError: an argument that does not fit, before anything compiles.
         """
         inputs = {"init_images": init_images, "mask": mask, "known_rows": known_rows}
-        options = generation.with_changes(PartiOptions, options, changes, inputs)
+        options = calls.with_changes(PartiOptions, options, changes, inputs)
         if self.task.tokenizer is None:
             raise UserError(
                 "tokenizer=None of the task leaves no way to images; give the task an image "
                 "tokenizer."
             )
-        generation.check_amounts(images_per_prompt, batch_size)
+        calls.check_amounts(images_per_prompt, batch_size)
         guided = options.guidance != 1
-        prompt = generation.texts(
+        prompt = prompting.texts(
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
             dropped=self.task.cond_drop_prob,
         )  # fmt: skip
-        generation.tell_unread(prompt, self.task.text_lengths)
+        prompting.tell_unread(prompt, self.task.text_lengths)
         count = len(prompt["text_mask"])
         prompt |= self._completion(count, init_images, known_rows, mask, options)
         images, total = [], count * images_per_prompt
-        for rows in generation.batches(
+        for rows in batching.batches(
             prompt, total, images_per_prompt, seed, batch_size, progress=progress
         ):
             with jax.set_mesh(self.mesh):

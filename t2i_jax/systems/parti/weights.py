@@ -12,8 +12,8 @@ from t2i_jax.convert import arguments, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
-from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import LONGEST_TEXT, Imported, TorchFile
+from t2i_jax.systems.notices import tell
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers

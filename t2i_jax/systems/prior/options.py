@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t2i_jax.config import one_of
-from t2i_jax.systems import generation
+from t2i_jax.systems import calls
 
 COMPAT = "dalle2-pytorch"
 UNCLIPPED = "dalle2-pytorch-unclipped"
@@ -40,12 +40,12 @@ class PriorOptions:
     compat: str | None = None
 
     def __post_init__(self):
-        generation.plain(self)
-        generation.check_number("guidance", self.guidance, "try 1.5, or 1 for none")
+        calls.plain(self)
+        calls.check_number("guidance", self.guidance, "try 1.5, or 1 for none")
         one_of("sampler", self.sampler, SAMPLERS)
-        generation.check_count("steps", self.steps, most=_MOST_STEPS)
+        calls.check_count("steps", self.steps, most=_MOST_STEPS)
         if self.num_samples is None:
             object.__setattr__(self, "num_samples", 1)
-        generation.check_count("num_samples", self.num_samples, most=_MOST_SAMPLES)
+        calls.check_count("num_samples", self.num_samples, most=_MOST_SAMPLES)
         if self.compat is not None:
             one_of("compat", self.compat, COMPATS)

@@ -15,7 +15,7 @@ from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.eval.grid import grid
 from t2i_jax.foreign import arrays as foreign
 from t2i_jax.models.image_text import TextEmbedding
-from t2i_jax.systems import generation
+from t2i_jax.systems import batching, calls, notices, placing, prompting
 from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
 from t2i_jax.systems.clip import joint_space
 from t2i_jax.systems.prior import sampling
@@ -40,7 +40,7 @@ class PriorSystem(System):
       task: the task that trained it. weights: {"prior": parameters}.
       frozen: {"clip": CLIP's weights}; {} without it.
       clip: the trained CLIP; None: captions are given as embeddings.
-      mesh: the mesh on which it samples, see `generation.on_mesh`; None: one device.
+      mesh: the mesh on which it samples, see `placing.on_mesh`; None: one device.
     """
 
     task: PriorTask
@@ -52,15 +52,15 @@ class PriorSystem(System):
     def on_mesh(
         self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
     ) -> System:
-        """The same system, sampling on a mesh, see `generation.on_mesh`."""
-        return generation.on_mesh(self, shape, devices)
+        """The same system, sampling on a mesh, see `placing.on_mesh`."""
+        return placing.on_mesh(self, shape, devices)
 
     def offloaded(self) -> System:
         """The same system, whose weights are in the host's memory while it does not sample, and so
         are those of its CLIP.
         """
         clip = None if self.clip is None else self.clip.offloaded()
-        return dataclasses.replace(generation.offloaded(self), clip=clip)
+        return dataclasses.replace(placing.offloaded(self), clip=clip)
 
     def embed(
         self,
@@ -89,22 +89,22 @@ class PriorSystem(System):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        chosen = generation.with_changes(PriorOptions, options, changes)
+        chosen = calls.with_changes(PriorOptions, options, changes)
         if chosen.guidance != 1 and chosen.compat is not None and not self.task.image_drop_prob:
-            generation.tell(
+            notices.tell(
                 f"guidance with compat={chosen.compat!r} starts from what the prior makes without "
                 "the noised embedding, and it was trained without dropping any (image_drop_prob=0);"
                 " guidance=1 is what it has learnt"
             )
-        generation.check_amounts(images_per_prompt, batch_size)
+        calls.check_amounts(images_per_prompt, batch_size)
         prompt = self.prompt(captions)
         images = len(next(iter(prompt.values()))) * images_per_prompt
-        generation.check_total(images, "images_per_prompt", images_per_prompt)
+        batching.check_total(images, "images_per_prompt", images_per_prompt)
         self.check(chosen, images)
         each, total = images_per_prompt * chosen.num_samples, images * chosen.num_samples
         made: list[Any] = []
         settings, params = self.task.sampling_of(chosen), jax.device_put(self.weights["prior"])
-        for rows in generation.batches(
+        for rows in batching.batches(
             prompt, total, each, seed, batch_size or min(total, _AT_ONCE),
             candidates=chosen.num_samples, progress=progress,
         ):  # fmt: skip
@@ -129,10 +129,10 @@ class PriorSystem(System):
         """
         self.task.check_options(options)
         total = images * options.num_samples
-        if images <= generation.MOST_IMAGES < total:  # more images are refused as such
+        if images <= batching.MOST_IMAGES < total:  # more images are refused as such
             raise UserError(
                 f"num_samples={options.num_samples} makes {total} samples for {images} embeddings, "
-                f"and one call makes {generation.MOST_IMAGES} at most; give less, or ask for fewer "
+                f"and one call makes {batching.MOST_IMAGES} at most; give less, or ask for fewer "
                 "at a time."
             )
 
@@ -146,7 +146,7 @@ class PriorSystem(System):
           UserError: captions where there is no CLIP, or embeddings of another shape.
         """
         found = self._read(captions, field)
-        generation.tell_unread(found, self.task.text_lengths, field)
+        prompting.tell_unread(found, self.task.text_lengths, field)
         return found
 
     def _read(self, captions, field):
@@ -160,7 +160,7 @@ class PriorSystem(System):
         encoder, tokenizer = self.clip.task.text_encoder, self.clip.text_tokenizer
         if tokenizer is None or not are_captions(captions):
             return dict(encoder.encode(tokenizer, captions, field))
-        return generation.texts(encoder, tokenizer, captions, None, guided=False, field=field)
+        return prompting.texts(encoder, tokenizer, captions, None, guided=False, field=field)
 
     def _stored(self, text, field):
         embeds = joint_space.vectors(f"{field}.embed_BD", text.embed_BD, self.task.network.width)
@@ -209,7 +209,7 @@ class PriorSystem(System):
         captions: Sequence[str] = list(samples["caption"])
         if self.clip is None:
             return grid(samples["image"][:_SHOWN], 8, _SIDE, captions[:_SHOWN]), {}
-        with generation.quiet():
+        with notices.quiet():
             made = self.embed(captions, evaluation.options, seed=0)
             text, image = self.clip.embed_text(captions), self.clip.embed_images(samples["image"])
         made = made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import calls, given
 from t2i_jax.systems.image_to_image import ImageToImage
 from t2i_jax.systems.super_resolution.resizing import shrink, upscale
 from t2i_jax.types import Array
@@ -45,7 +45,7 @@ class SuperResolutionSystem(ImageToImage):
         Args:
           batch_size: images that are enlarged at a time; None: all. The network reads nothing else.
         """
-        generation.check_count("batch_size", batch_size)
+        calls.check_count("batch_size", batch_size)
         read = given.images("images", images, None, self.task.model.image_channels)
         if sizes := sorted({image.shape for image in read})[1:]:
             (height, width), (rows, columns) = read[0].shape[:2], sizes[0][:2]

@@ -17,8 +17,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.taming_vqgan import VQGAN
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
-from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.notices import tell
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 
 _WITH_DISCRIMINATOR = (VitVQGanVAE, VQGanVAE)
