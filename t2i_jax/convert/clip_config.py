@@ -12,6 +12,7 @@ from t2i_jax.convert import arguments
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import json_file
 from t2i_jax.models.openai_clip import MEAN, STD
+from t2i_jax.terminal import say
 
 # The names under which weights are published together with a configuration.
 FILES = (
@@ -20,6 +21,16 @@ FILES = (
 )  # fmt: skip
 _TRANSFORMERS, _OPEN_CLIP = "config.json", "open_clip_config.json"
 _REMEDY = "fetch it again"
+# By option of a published image processor the values for which images are prepared as here; None
+# where it leaves the option out.
+_OPEN_CLIP_PREPARES = {
+    "mode": (None, "RGB"), "interpolation": (None, "bicubic"), "resize_mode": (None, "shortest"),
+}  # fmt: skip
+_TRANSFORMERS_PREPARES = {
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), (None, True)),
+    "resample": (None, 3),
+    "rescale_factor": (None, 1 / 255),
+}
 
 
 def of_folder(folder: pathlib.Path) -> dict[str, Any]:
@@ -115,6 +126,7 @@ def _transformers(config: Mapping[str, Any], where: str, folder: pathlib.Path) -
         raise UserError(f"{where} is of a model of type {config.get('model_type')!r}; give a CLIP.")
     pixels = folder / "preprocessor_config.json"
     scaled = _object(pixels) if pixels.is_file() else {}
+    _tell_prepared(f"clip={str(pixels)!r}", _TRANSFORMERS_PREPARES, scaled)
     return _of_transformers(config, f"{where}: ") | _pixels(
         scaled.get("image_mean", MEAN), scaled.get("image_std", STD)
     )
@@ -166,6 +178,7 @@ def _open_clip(config: Mapping[str, Any], where: str, folder: pathlib.Path) -> d
     )
     text, vision = _part(model, "text_cfg", before), _part(model, "vision_cfg", before)
     scaled = _part(config, "preprocess_cfg", f"{where}: ")
+    _tell_prepared(f"{where}: preprocess_cfg", _OPEN_CLIP_PREPARES, scaled)
     return {
         **_of_open_clip(text, vision, before),
         "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
@@ -181,6 +194,17 @@ def _of_open_clip(text, vision, where):
     arguments.check(f"{where}vision_cfg", arguments.CLIP_VISION_CFG, vision)
     epsilons = [_part(side, "norm_kwargs", where).get("eps", 1e-5) for side in (text, vision)]
     return {"epsilon": _alike(where, "norm_kwargs.eps", *epsilons)}
+
+
+def _tell_prepared(where, as_here, said):
+    """Writes a line to stderr where images are prepared otherwise than here."""
+    others = [f"{name}={said[name]!r}" for name in as_here if said.get(name) not in as_here[name]]
+    if others:
+        say(
+            f"t2i: {where} prepares images with {', '.join(others)}; here the shorter side is "
+            "resized with a bicubic filter, the middle is cut out and normalized, so that "
+            "embeddings differ where that matters."
+        )
 
 
 def _pixels(mean, std):

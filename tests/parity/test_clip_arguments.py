@@ -87,6 +87,17 @@ def test_options_of_open_clip_are_read_alike_from_a_module_and_a_file(tmp_path):
         convert.from_torch(_written(tmp_path, theirs, config))
 
 
+def test_images_that_a_publisher_prepares_otherwise_are_told(tmp_path, capfd):
+    theirs = open_clip.CLIP(24, VISION, TEXT)
+    config = {"model_cfg": {"vision_cfg": VISION, "text_cfg": TEXT, "embed_dim": 24}}
+    config["preprocess_cfg"] = {"interpolation": "bicubic", "resize_mode": "shortest"}
+    convert.from_torch(_written(tmp_path, theirs, config))
+    assert "prepares images" not in capfd.readouterr().err
+    config["preprocess_cfg"]["resize_mode"] = "squash"
+    convert.from_torch(_written(tmp_path, theirs, config))
+    assert "prepares images with resize_mode='squash'; here" in capfd.readouterr().err
+
+
 def _written(folder, theirs, config):
     path = folder / "open_clip_model.safetensors"
     torch_io.write(path, torch_io.arrays(theirs.state_dict()))
@@ -114,6 +125,22 @@ def test_a_clip_of_transformers_has_one_activation_and_epsilon(text, vision, mat
     theirs.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=match):
         convert.from_torch(tmp_path / "model.safetensors")
+
+
+def test_a_processor_of_transformers_that_prepares_images_otherwise_is_told(tmp_path, capfd):
+    shared = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={**shared, "vocab_size": 50, "max_position_embeddings": 7},
+            vision_config={**shared, "image_size": 16, "patch_size": 8}, projection_dim=16,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    transformers.CLIPImageProcessor().save_pretrained(tmp_path)
+    convert.from_torch(tmp_path / "model.safetensors")
+    assert "prepares images" not in capfd.readouterr().err
+    transformers.CLIPImageProcessor(do_center_crop=False, resample=2).save_pretrained(tmp_path)
+    convert.from_torch(tmp_path / "model.safetensors")
+    assert "with do_center_crop=False, resample=2; here" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

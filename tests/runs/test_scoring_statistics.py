@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import json
 import shutil
 import tracemalloc
@@ -93,6 +94,7 @@ def test_statistics_of_more_images_need_no_more_memory(tmp_path):
 
     peaks = []
     for images in (Few(), Few(), Numbered()):  # the first one compiles
+        gc.collect()
         tracemalloc.start()
         found = features.compute(
             images, toy_extractor(), ("pool3",), tmp_path / str(len(peaks)), lambda one: one,
@@ -101,7 +103,7 @@ def test_statistics_of_more_images_need_no_more_memory(tmp_path):
         assert found.moments("pool3").count == images.split.count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] < 1.5 * peaks[1], peaks
+    assert peaks[2] < 2 * peaks[1], peaks  # of six times as many images
     assert peaks[2] < 0.5 * 1200 * 64 * 64 * 3  # of all images
 
 
