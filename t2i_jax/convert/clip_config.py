@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from t2i_jax.convert import arguments
+from t2i_jax.convert import arguments, patches
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import json_file
 from t2i_jax.models.openai_clip import MEAN, STD
@@ -117,6 +117,8 @@ _VISION = {
     **_TOWER,
     "pool_type": lambda visual: visual.pool_type,
     "attentional_pool": lambda visual: visual.attn_pool is not None,
+    "image_size": lambda visual: visual.image_size,
+    "patch_size": lambda visual: visual.patch_size,
 }
 
 
@@ -141,6 +143,7 @@ def _of_transformers(config, where):
     text, vision = (_part(config, side, where) for side in sides)
     _check(f"{where}{sides[0]}", arguments.CLIP_TEXT_CONFIG, text)
     _check(f"{where}{sides[1]}", arguments.CLIP_VISION_CONFIG, vision)
+    patches.check(f"{where}{sides[1]}", vision.get("image_size"), vision.get("patch_size"))
     alike = {
         ours: _alike(where, name, text.get(name, default), vision.get(name, default))
         for ours, name, default in (
@@ -192,6 +195,7 @@ def _of_open_clip(text, vision, where):
     """The fields of both towers' arguments."""
     arguments.check(f"{where}text_cfg", arguments.CLIP_TEXT_CFG, text)
     arguments.check(f"{where}vision_cfg", arguments.CLIP_VISION_CFG, vision)
+    patches.check(f"{where}vision_cfg", vision.get("image_size"), vision.get("patch_size"))
     epsilons = [_part(side, "norm_kwargs", where).get("eps", 1e-5) for side in (text, vision)]
     return {"epsilon": _alike(where, "norm_kwargs.eps", *epsilons)}
 

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 
 from t2i_jax import sharding
-from t2i_jax.convert import arguments
+from t2i_jax.convert import arguments, patches
 from t2i_jax.convert.engine import (
     LINEAR,
     SAME,
@@ -188,6 +188,7 @@ def _of_config(config, where):
     """The fields of a Dinov2Config; what it leaves out has transformers' default."""
     rows = arguments.DINOV2_CONFIG
     arguments.check(where, rows, {name: config[name] for name in rows if name in config})
+    patches.check(where, config.get("image_size"), config.get("patch_size"))
     return {
         "heads": config.get("num_attention_heads", 12),
         "epsilon": config.get("layer_norm_eps", 1e-6),

@@ -49,6 +49,8 @@ def test_every_argument_of_the_installed_package_is_decided(name):
 
 
 REFUSED = [
+    ({"image_size": (8, 32)}, {}, r"image_size=.8, 32. and patch_size=.*squares of whole"),
+    ({"image_size": 17, "patch_size": 5}, {}, "squares of whole patches"),
     ({"pool_type": "avg"}, {}, "pool_type='avg'"),
     ({"pool_type": "none"}, {}, "pool_type='none'"),
     ({"pool_type": "avg", "final_ln_after_pool": True}, {}, "pool_type='avg'"),
@@ -146,6 +148,7 @@ def test_a_processor_of_transformers_that_prepares_images_otherwise_is_told(tmp_
 @pytest.mark.parametrize(
     ("given", "match"),
     [
+        ({"image_size": (14, 56)}, "squares of whole patches"),
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"qkv_bias": False}, "qkv_bias=False"),
         ({"num_attention_heads": 4, "layer_norm_eps": 1e-2}, None),

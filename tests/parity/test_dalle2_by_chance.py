@@ -145,7 +145,7 @@ def _same_clip_loss(theirs, model, params, text, image, monkeypatch, rng):
     if len(text) + len(image) > 2:
         task = dataclasses.replace(task, views=Views(len(image) - 1, len(text) - 1))
         monkeypatch.setattr(Views, "of_images", lambda *_: [2 * one - 1 for one in image[1:]])
-        monkeypatch.setattr(Views, "of_texts", lambda *_: [one != 0 for one in text[1:]])
+        monkeypatch.setattr(Views, "of_texts", lambda *_: [(one, one != 0) for one in text[1:]])
     more = {
         "aug_text": tuple(torch.tensor(one) for one in text[1:]) or None,
         "aug_image": tuple(channels_first(one) for one in image[1:]) or None,
