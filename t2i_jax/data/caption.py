@@ -31,6 +31,8 @@ LONGEST = 131_072
 """The most characters of a caption and of a cell."""
 SEVERAL = "image with several captions, of which the first is read"
 """The reason under which a ledger counts an image with several captions."""
+JOINED = "caption of several lines, which are read as one"
+"""The reason under which a ledger counts a text file with more lines than one."""
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MOST_BYTES = 2**24
 """The largest file that is read for a caption."""
@@ -46,6 +48,14 @@ def clean_caption(text: Any, name: str) -> str:
       BadSample: "no caption", "empty caption", "caption is not UTF-8" or "caption of more than
         131072 characters".
     """
+    text = " ".join(_decoded(text, name).replace("\0", " ").split())
+    if not text:
+        raise BadSample("empty caption", name)
+    return text
+
+
+def _decoded(text, name):
+    """A string of the letters of a caption, as `clean_caption` takes it."""
     too_long = BadSample(f"caption of more than {LONGEST} characters", name)
     if isinstance(text, bytes):
         if len(text) > 4 * LONGEST:
@@ -64,9 +74,6 @@ def clean_caption(text: Any, name: str) -> str:
     text = text.strip("\0")  # as text of a fixed length is filled up
     if text.count("\0") > len(text) // 4:  # UTF-16 without its mark: every other letter
         raise BadSample("caption is not UTF-8", name)
-    text = " ".join(text.replace("\0", " ").split())
-    if not text:
-        raise BadSample("empty caption", name)
     return text
 
 
@@ -75,13 +82,16 @@ def in_file(data: bytes, file_name: str, name: str, in_part: Ledger) -> str:
 
     Args:
       file_name: of the file, which ends in one of `ENDINGS`. name: for messages. in_part: where
-        it is noted that the file holds several.
+        it is noted that the file holds several, or several lines.
 
     Raises:
       BadSample: as `clean_caption`, or "caption is not JSON".
     """
     if not file_name.lower().endswith(".json"):
-        return clean_caption(data, name)
+        text = _decoded(data, name)
+        if sum(bool(line.strip()) for line in text.splitlines()) > 1:
+            in_part.note(JOINED, name)
+        return clean_caption(text, name)
     try:
         values = json.loads(data)
     except UnicodeDecodeError:

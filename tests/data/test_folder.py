@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from t2i_jax.data.arrayrecord import PackedSource
-from t2i_jax.data.caption import SEVERAL
+from t2i_jax.data.caption import JOINED, SEVERAL
 from t2i_jax.data.folder import FolderSource
 from t2i_jax.data.overview import look
 from t2i_jax.data.pack import pack
@@ -37,6 +37,16 @@ def test_text_files_beside_the_images(folder):
     ]
     assert source[1]["image"].shape == (24, 32, 3)
     assert source.without_image(0) == {"image": None, "caption": "image number 0"}
+
+
+def test_a_caption_file_of_several_lines_is_read_as_one_and_counted(folder):
+    for text in folder.rglob("*.txt"):
+        text.write_text("\n a caption \n")
+    (folder / "a.txt").write_text("a red circle\r\n\r\na circle\tthat is red\n")
+    source = FolderSource(str(folder))
+    assert captions_of(source)["a.JPG"] == "a red circle a circle that is red"
+    assert source.read_in_part.examples == {JOINED: ["a.JPG"]}
+    assert look(source, wants=("caption",)).read_in_part.by_reason == {JOINED: 1}
 
 
 def test_tables_of_captions(folder):
@@ -191,7 +201,7 @@ def test_one_list_of_endings_for_captions(folder):
         half.write(b"\xd8")
     source = FolderSource(str(folder))
     found = captions_of(source)
-    assert source.read_in_part.names == [f"h.webp: {SEVERAL}"] and not source.passed_over.total
+    assert source.read_in_part.examples[SEVERAL] == ["h.webp"] and not source.passed_over.total
     assert found == {
         "a.JPG": "image number 0", "b.png": "big letters", "c.webp": "image number 2",
         "d.jfif": "another ending", "deep/b.png": "image number 1",
