@@ -22,7 +22,8 @@ from t2i_jax.foreign import json_file, text_file
 from t2i_jax.values import shown
 from t2i_jax.words import counted
 
-TEXTS, IDS = ("prompt", "caption", "text", "prompts"), ("id", "uid")  # "Prompts" of DrawBench
+TEXTS = ("caption", "text", "prompt", "prompts")  # the first that is there; "Prompts" of DrawBench
+IDS = ("id", "uid")
 _MOST_BYTES = 2**28
 _PARTI = ("Prompt", "Category", "Challenge")
 _TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -190,7 +191,7 @@ def dpg(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt],
 
 def plain(path: pathlib.Path, count: int | None, seed: int | None) -> tuple[list[Prompt], str]:
     """A text with a prompt in each line, a JSON list of them (HPSv2's), or a table with a column
-    prompt, caption or text (DrawBench's: Prompts); the columns id (or uid) and category are read,
+    caption, text or prompt (DrawBench's: Prompts); the columns id (or uid) and category are read,
     and all others become labels.
     """
     del count, seed

@@ -139,7 +139,7 @@ def read(spec: str, count: int | None = None, seed: int | None = 0) -> PromptSet
     Args:
       spec: "coco:FILE", "parti:FILE", "geneval:FILE", "t2i-compbench:FILE or FOLDER",
         "dpg:FOLDER"; or a file by itself: .txt with a prompt in each line, or a .tsv, .csv, .jsonl
-        or .json with a column prompt, caption or text, and id and category where it has them.
+        or .json with a column caption, text or prompt, and id and category where it has them.
       count: number of prompts: of COCO those of images drawn by the seed, of others the first;
         None: all.
       seed: of the images that are drawn from COCO; None: the first by their ids.

@@ -186,7 +186,7 @@ FROZEN_SEED = 1571692906037550781
         ("geneval:f.jsonl", "not json\n", "line 1 is no JSON"),
         ("t2i-compbench:f.txt", "\thint\n", "no prompt before the tab in line 1"),
         ("dpg:f.txt", "a", "is a file; give the folder"),
-        ("f.csv", "name\nx\n", "line 2 has no column prompt or caption or text"),
+        ("f.csv", "name\nx\n", "line 2 has no column caption or text or prompt"),
         ("f.csv", "prompt,id\na,1\nb,1\n", "has the id '1' twice"),
         ("f.csv", "prompt,id\n ,1\n", "line 2: prompt=' ' is no prompt"),
         ("f.txt", "\n", "holds no prompts"),

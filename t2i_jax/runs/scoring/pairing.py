@@ -35,15 +35,19 @@ class Paired(NamedTuple):
     rule: str = ""
 
 
-def unnumbered(captions: PromptSet) -> PromptSet:
-    """The captions without the numbers that `t2i sample` has written in front of them."""
+def unnumbered(captions: PromptSet, field: str = "captions") -> PromptSet:
+    """The captions without the numbers that `t2i sample` has written in front of them.
+
+    Args:
+      field: what they are called in the line on stderr that tells of it.
+    """
     if captions.kind != "file" or captions.source.lower().endswith(ENDINGS):
         return captions
     texts = sample_folder.without_numbers(captions.texts)
     if texts is None:
         return captions
     tell(
-        f"captions={paths.shown(captions.source)} have the numbers of t2i sample in front, which "
+        f"{field}={paths.shown(captions.source)} have the numbers of t2i sample in front, which "
         "are no part of them"
     )
     pairs = zip(captions.prompts, texts, strict=True)
