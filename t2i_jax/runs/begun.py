@@ -9,10 +9,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
 from t2i_jax.files import read_object
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.terminal import say
 from t2i_jax.train.config import refuse_other_run
 from t2i_jax.train.stored import last_step, load_config
 
@@ -20,6 +22,9 @@ FREE = (  # may change between starts; other weights of a part are refused by th
     "evaluation", "parts", "data.workers", "data.threads", "data.max_bad_rate", "task.train_stages",
     "task.trains",
 )  # fmt: skip
+# By kind of data that lie at a path, how many of its last parts name them: a pattern of shards says
+# less than its folder.
+_IN_FILES = {"folder": 1, "arrayrecord": 1, "webdataset": 2}
 
 
 def check(recipe: Recipe, workdir: pathlib.Path) -> None:
@@ -35,7 +40,13 @@ def check(recipe: Recipe, workdir: pathlib.Path) -> None:
     step = last_step(workdir)
     if step is not None:
         stored = of_today(load_config(workdir))
-        refuse_other_run(stored, recipe_to_dict(recipe), FREE, workdir)
+        refuse_other_run(at_hand(stored, recipe), recipe_to_dict(recipe), FREE, workdir)
+        before = (stored.get("data") or {}).get("source")
+        if recipe.data is not None and before != recipe.data.source and processes.is_first():
+            say(
+                f"data.source={recipe.data.source!r} was {before!r} when {str(workdir)!r} was "
+                "saved, and is read on as the same records in another place."
+            )
     recorded = folders.recorded_parts(workdir)
     for name, source in recipe.parts.items():
         # where parts.json was lost, what is trained here lies in the folder of its name
@@ -70,6 +81,28 @@ def check_around(recipe: Recipe, workdir: pathlib.Path) -> None:
 def of_today(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """A stored recipe with the fields that there are today, at their defaults where it has none."""
     return recipe_to_dict(recipe_from_dict(stored))
+
+
+def at_hand(stored: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
+    """A stored recipe whose data lie where those of a recipe do, where these have been moved: they
+    are of the same kind, in files, and have the same name in another folder.
+
+    That they are as many as they were is seen when they are read on.
+    """
+    data = stored.get("data")
+    if not data or recipe.data is None:
+        return stored
+    names = {_name(source) for source in (data["source"], recipe.data.source)}
+    if len(names) > 1 or None in names:
+        return stored
+    return {**stored, "data": {**data, "source": recipe.data.source}}
+
+
+def _name(source):
+    """(kind, end of the path) of data in files; None of others."""
+    kind, _, path = source.partition(":")
+    parts = pathlib.Path(path).parts
+    return (kind, parts[-_IN_FILES[kind] :]) if kind in _IN_FILES else None
 
 
 def _begun_with(path):

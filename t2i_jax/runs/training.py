@@ -163,7 +163,7 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
             allowed=begun.FREE,
             clock=clock,
             profile=profile,
-            upgrade=begun.of_today,
+            upgrade=lambda stored: begun.at_hand(begun.of_today(stored), recipe),
             begin=functools.partial(begin.weights, recipe, mesh),
             validation=validation_of(
                 recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted

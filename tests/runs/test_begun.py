@@ -5,6 +5,8 @@ import re
 import shutil
 import types
 
+import jax
+import numpy as np
 import pytest
 
 from t2i_jax import runs
@@ -12,6 +14,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.runs import begun, folder
 from t2i_jax.runs.check import check
 from t2i_jax.runs.recipe import changed
+from tests.runs.scoring_toys import write_images
 from tests.toy_system import pair
 from tests.toy_system import recipe as toy
 
@@ -38,6 +41,42 @@ def _refused(recipe, run):
         runs.train(recipe, run)
     assert _files(run) == before
     return str(error.value)
+
+
+def test_data_that_were_moved_are_read_on(tmp_path, capfd):
+    home = write_images(tmp_path / "here" / "photos", 12)
+    for path in home.iterdir():
+        path.with_suffix(".txt").write_text(f"image {path.stem}")
+    run = tmp_path / "run"
+
+    def train(home, steps, *more):
+        words = [f"data.source=folder:{home}", f"train.steps={steps}", *more]
+        recipe = changed(toy.get_config().parts["mean"], words)
+        return runs.train(recipe, run, hooks=lambda recipe, build_system: ())
+
+    train(home, 2, "train.save_every=1")
+    shutil.copytree(run, kept := tmp_path / "kept")
+    straight = train(home, 4, "train.save_every=1")
+    shutil.rmtree(run)
+    kept.rename(run)
+    (tmp_path / "there").mkdir()
+    moved = home.rename(tmp_path / "there" / "photos")
+    capfd.readouterr()
+    assert _equal(train(moved, 4, "train.save_every=1").weights, straight.weights)
+    said = capfd.readouterr().err
+    assert said.count(f"data.source='folder:{moved}' was 'folder:{home}' when ") == 1
+    other = moved.rename(moved.with_name("others"))
+    with pytest.raises(UserError, match=r"another configuration \(data.source: "):
+        train(other, 6)
+    next(other.glob("*.png")).unlink()
+    fewer = other.rename(home.parent / "photos")
+    with pytest.raises(UserError, match="has 11 records and had 12 when the run was saved"):
+        train(fewer, 6)
+
+
+def _equal(one, other):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
 
 
 @pytest.mark.parametrize(
