@@ -349,7 +349,7 @@ def _of_table(folder, where, name):
         if reason:
             bad.append(_Sample(f"{table} line {row.line}", reason=reason))
             continue
-        image = os.path.normpath(os.path.join(where, _own(path.parent, file)))
+        image = _within(folder, os.path.normpath(os.path.join(where, _own(path.parent, file))))
         several = captions.are_several(row.values)
         samples.append(_Sample(image, captions.among(row.values), several=several))
     if bad and not samples:
@@ -359,6 +359,16 @@ def _of_table(folder, where, name):
             f"{'/'.join(captions.KEYS)}."
         )
     return samples + bad
+
+
+def _within(folder, image):
+    """A whole path of an image below the folder as seen from there; others as they are."""
+    if not os.path.isabs(image):
+        return image
+    for home in (os.path.abspath(folder), os.path.realpath(folder)):
+        if os.path.commonpath((home, image)) == home:
+            return os.path.relpath(image, home)
+    return image
 
 
 def _check_columns(path, values):

@@ -37,11 +37,11 @@ _RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes i
 _ODD = "t2i_jax.lone_surrogate"  # error handler: stands in place of what is no UTF-16
 codecs.register_error(_ODD, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 _LIMIT = threading.Lock()  # guards the csv module's limit, which all threads share
-_SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
+_SEPARATOR = re.compile(r"sep=([,;|\t])", re.IGNORECASE)
 _QUOTE_AFTER_SPACE = re.compile(r' +"')
-_SPACE_AFTER_QUOTE = re.compile(r'((?:^|(?<=[,;\t ]))"(?:[^"]|"")*+") +(?=[,;\t\r\n]|$)')
+_SPACE_AFTER_QUOTE = re.compile(r'((?:^|(?<=[,;|\t ]))"(?:[^"]|"")*+") +(?=[,;|\t\r\n]|$)')
 _NO_OBJECT = "row that is no JSON object"
-_MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+_MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
 class Row(NamedTuple):
@@ -155,8 +155,8 @@ def _csv_rows(lines, tabs, named) -> Iterator[Row]:
         lines.give_back([first])
     if first.count(_RETURN) > 1 and not first.endswith("\n"):
         raise UserError(f"{named} ends its lines with carriage returns alone; save it with \\n.")
-    delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
-    delimiter = told[1] if told else delimiter
+    likely = next((mark for mark in _MARKS if mark in first), ",")
+    delimiter = told[1] if told else "\t" if tabs else likely
     cells, reason = _parsed(lines, delimiter)
     columns = _columns(cells, reason, named)
     while True:

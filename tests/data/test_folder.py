@@ -70,6 +70,15 @@ def test_tables_of_captions(folder):
     assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
 
 
+def test_whole_paths_in_a_table_name_the_images_below_it(folder):
+    for home in (folder, os.path.join(folder, "deep", "..")):
+        rows = [(os.path.join(home, "a.JPG"), "one"), (os.path.join(home, "deep/b.png"), "two")]
+        (folder / "captions.csv").write_text("file|text\n" + "".join(f"{a}|{b}\n" for a, b in rows))
+        source = FolderSource(str(folder))
+        assert captions_of(source) == {"a.JPG": "one", "deep/b.png": "two"}
+        assert source.passed_over.examples["image that no table names"] == ["c.webp"]
+
+
 def test_images_to_condition_on_are_cut_as_their_images(folder):
     rng = np.random.default_rng(0)
     for name in ("a.JPG", "deep/b.png"):

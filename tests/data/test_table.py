@@ -35,7 +35,10 @@ def _can_carry(cell, quoted):
 
 
 @given(st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5), _ENDS, st.booleans())
-@pytest.mark.parametrize("name, delimiter", [("a.csv", ","), ("a.tsv", "\t"), ("b.csv", ";")])
+@pytest.mark.parametrize(
+    "name, delimiter",
+    [("a.csv", ","), ("a.tsv", "\t"), ("b.csv", ";"), ("c.csv", "|"), ("d.csv", "\t")],
+)
 def test_any_text_comes_back_from_csv(folder, name, delimiter, rows, end, quote):
     rows = [row for row in rows if all(_can_carry(cell, quote) for cell in row)]
     written = io.StringIO(newline="")
