@@ -34,6 +34,7 @@ def train(
     """
     from t2i_jax import paths, runs
     from t2i_jax.cluster import lock, processes
+    from t2i_jax.runs import begin
     from t2i_jax.runs.recipe import changed, load_recipe, reach, with_mesh
     from t2i_jax.train.profile import Profile
 
@@ -45,6 +46,7 @@ def train(
         usual = pathlib.Path("runs") / f"{home.name}-{config.stem}"
         workdir = paths.folder("workdir", workdir or usual)
         with lock.held(workdir):
+            begin.check_named(recipe, overrides, workdir)
             notes = tuple(reach(recipe, overrides))
             system = runs.train(recipe, workdir, profile=traced, notes=notes)
             metrics = runs.evaluate(recipe, system, workdir)

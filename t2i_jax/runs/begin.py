@@ -27,6 +27,7 @@ from t2i_jax.runs.vocabulary import check as check_vocabulary
 from t2i_jax.terminal import say
 from t2i_jax.train.stored import last_step
 from t2i_jax.types import TrainState
+from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 
@@ -60,6 +61,53 @@ def with_parts(recipe: Recipe, workdir: pathlib.Path | None = None) -> Recipe:
         }  # fmt: skip
     taken = {name: str(folder) for name, folder in there.items()}
     return dataclasses.replace(recipe, parts={**recipe.parts, **taken})
+
+
+def check_named(
+    recipe: Recipe, assignments: Sequence[str], workdir: pathlib.Path | None = None
+) -> None:
+    """Refuses settings, as `changed` takes them, of what comes from elsewhere: of a part of the run
+    that a recipe begins with, and other ones of a part's network than the part has.
+
+    Args:
+      workdir: as of `with_parts`.
+
+    Raises:
+      UserError: the first of them; or as `with_parts`.
+    """
+    parts = with_parts(recipe, workdir).parts
+    begun = recipe.init.run if isinstance(recipe.init, Init) else None
+    fields = {part.field: name for name, part in recipe.task.parts.items() if not part.is_file}
+    for assignment in assignments:
+        place = assignment.partition("=")[0].strip().lstrip("-")
+        head, _, rest = place.removeprefix("parts.").partition(".")
+        if rest and isinstance(recipe.parts.get(head), Recipe) and isinstance(parts[head], str):
+            raise UserError(
+                f"{place} is given, and init={begun!r} brings its own {head}, which is not "
+                "trained; leave it out, or give init.parts=False to train one here."
+            )
+        field, _, inner = rest.partition(".")
+        name = fields.get(field, "") if head == "task" else ""
+        if name in parts:
+            _check_alike(place, name, _at(getattr(recipe.task, field), inner), parts[name], inner)
+
+
+def _check_alike(place, name, own, part, inner):
+    """Refuses another value of a network's field than that of the part that takes its place."""
+    there = part if isinstance(part, Recipe) else folders.load_run_recipe(pathlib.Path(part))
+    theirs = _at(there.task.network, inner)
+    if own != theirs:
+        raise UserError(
+            f"{place}={shown(own)} is given, and the part {name}, whose network it is, has "
+            f"{shown(theirs)}; leave it out, or change the recipe that trains {name}."
+        )
+
+
+def _at(value, path):
+    """The value at a path of fields; None where one of them is None."""
+    for field in path.split(".") if path else ():
+        value = getattr(value, field, None)
+    return value
 
 
 def vocabulary(recipe: Recipe, out: pathlib.Path) -> None:

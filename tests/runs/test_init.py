@@ -195,6 +195,27 @@ def test_other_data_in_the_same_folder_are_refused_and_init_is_named(base):
         _train(base, "data.seed=5", "train.steps=6", "train.optim.learning_rate=0.05")
 
 
+def test_settings_of_what_comes_finished_are_refused(base, tmp_path):
+    def check(*words):
+        begin.check_named(changed(toy.get_config(), words), words, tmp_path / "new")
+
+    check(f"init={base}", "*.train.steps=8", "task.model.dim=8")
+    check(f"init={base}", "init.parts=False", "mean.train.steps=8")
+    for name in ("mean.train.steps", "parts.mean.train.steps"):
+        with pytest.raises(UserError, match=f"^{name} is given, and init=.* brings its own mean"):
+            check(f"init={base}", f"{name}=8")
+
+
+def test_settings_of_a_network_are_those_of_the_part_that_takes_its_place(tmp_path):
+    def check(*words):
+        recipe = changed(load_recipe("configs/parti/shapes.py"), words)
+        begin.check_named(recipe, words, tmp_path / "new")
+
+    check("task.tokenizer.image_size=16", "tokenizer.task.model.image_size=16")
+    with pytest.raises(UserError, match="^task.tokenizer.dim=8 is given, and the part tokenizer, "):
+        check("task.tokenizer.dim=8")
+
+
 def test_parts_that_are_named_stay(base, tmp_path):
     recipe = changed(toy.get_config(), [f"init={base}", "init.parts=false", "mean.train.steps=2"])
     runs.train(changed(recipe, ["train.steps=1"]), tmp_path / "new", hooks=no_hooks)
