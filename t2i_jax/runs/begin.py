@@ -35,8 +35,8 @@ def with_parts(recipe: Recipe, workdir: pathlib.Path | None = None) -> Recipe:
     """The recipe whose parts come from the run that it begins with, where `init.parts` says so.
 
     Args:
-      workdir: of the run that begins, whose parts are there already once it has begun: the other
-        run is then not looked at. None: it has none.
+      workdir: of the run that begins, whose parts are there already once it has saved a step: the
+        other run is then not looked at. None: it has none.
 
     Raises:
       UserError: the folder of `init` holds no run, or that of another task.
@@ -49,8 +49,8 @@ def with_parts(recipe: Recipe, workdir: pathlib.Path | None = None) -> Recipe:
         for name, part in recipe.task.parts.items()
         if not part.is_file and init.parts and _is_free(recipe.parts.get(name))
     ]
-    own = {} if workdir is None else folders.recorded_parts(workdir)
-    if workdir is not None and (last_step(workdir) is not None or (free and set(free) <= set(own))):
+    if workdir is not None and last_step(workdir) is not None:
+        own = folders.recorded_parts(workdir)
         there = {name: workdir / name for name in free if name in own}
     else:
         run = _run_of(init)

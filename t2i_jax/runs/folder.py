@@ -4,7 +4,7 @@
     WORKDIR/PART/             a part that was trained or copied: itself a run, or an exported system
     WORKDIR/parts.json        where each part is, and the fingerprint of its weights
     WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder, and text_tokenizer.json its
-                              digests (`runs.vocabulary`)
+                              digests; vocabulary.json, of what it was made (`runs.vocabulary`)
     WORKDIR/stored_text.json  what made the stored text that it is trained on, and stored_clip.json
                               the stored embeddings of images and captions (`runs.stored_text`)
     WORKDIR/division.json     how its data were divided when it was begun (`runs.division`)

@@ -12,6 +12,7 @@ import jax
 
 from t2i_jax import paths, sharding
 from t2i_jax.cluster import lock, main_script, processes
+from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.pipeline import source_of as _source
 from t2i_jax.errors import UserError
@@ -21,6 +22,7 @@ from t2i_jax.runs.captions import captions_of
 from t2i_jax.runs.check import check
 from t2i_jax.runs.check import check_data as _check_data
 from t2i_jax.runs.evaluation import preview_hooks
+from t2i_jax.runs.init import Init
 from t2i_jax.runs.ledger import DataLedger, image_channels
 from t2i_jax.runs.recipe import Recipe, recipe_to_dict
 from t2i_jax.runs.report import note_start, write_report
@@ -187,12 +189,28 @@ def _tokenizer(recipe, workdir, parts):
     is_new = last_step(workdir) is None
     if task.trains_vocabulary and not is_new:
         vocabulary.check_kept(workdir)
+    if is_new:
+        made_of = _vocabulary_of(recipe, parts)
+        processes.once(lambda: vocabulary.begin(workdir, made_of))
     processes.once(lambda: begin.vocabulary(recipe, words))
     processes.once(lambda: task.prepare_text(words, lambda: captions_of(data, seed), parts))
     if is_new:
         processes.once(lambda: vocabulary.note(workdir))
         processes.once(lambda: captions.check(data, seed, task.text_encoder, workdir))
     return vocabulary.load(workdir, task.text_encoder)
+
+
+def _vocabulary_of(recipe, parts):
+    """What decides of which words a vocabulary is made, as JSON values."""
+    init = recipe.init.run if isinstance(recipe.init, Init) else None
+    return {
+        "data": to_dict(recipe.data),
+        "records": len(_source(recipe.data)),
+        "seed": recipe.train.seed,
+        "encoder": to_dict(recipe.task.text_encoder),
+        "init": init and {"run": init, "files": vocabulary.digests(paths.given("init", init))},
+        "parts": {name: part.fingerprint for name, part in parts.items()},
+    }
 
 
 def _usable(placed, own):

@@ -2,27 +2,58 @@
 one that the weights were trained with.
 
     RUN/text_tokenizer.json    the SHA-256 of each file in RUN/text_tokenizer
+    RUN/vocabulary.json        of what a run that had saved nothing made it
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import shutil
+from collections.abc import Mapping
 from typing import Any
 
+from t2i_jax.config import differences
 from t2i_jax.errors import UserError
-from t2i_jax.files import replacing, sha256
+from t2i_jax.files import read_object, replacing, sha256
 from t2i_jax.foreign import json_file
+from t2i_jax.terminal import say
 
 TEXT_TOKENIZER, DIGESTS = "text_tokenizer", "text_tokenizer.json"
+MADE_OF = "vocabulary.json"
 _RESTORE = f"restore {TEXT_TOKENIZER} from a copy"
 
 
 def note(run: pathlib.Path) -> None:
     """Writes the digests of a run's vocabulary, where it has one."""
-    if found := _digests(run):
+    if found := digests(run):
         with replacing(run / DIGESTS) as path:
             path.write_text(json.dumps(found, indent=1))
+
+
+def begin(run: pathlib.Path, made_of: Mapping[str, Any]) -> None:
+    """Notes of what the vocabulary of a run without a checkpoint is made, before it is; one that an
+    earlier start made of something else, and that no weights know, is removed. A vocabulary that no
+    start has made stays.
+
+    Args:
+      made_of: JSON values: data, encoder and whatever else decides what it is.
+    """
+    before, made_of = read_object(run / MADE_OF), json.loads(json.dumps(made_of))
+    if before == made_of:
+        return
+    if before is not None and (run / TEXT_TOKENIZER).is_dir():
+        changed = "; ".join(differences(before, made_of)[:3])
+        say(
+            f"{str(run / TEXT_TOKENIZER)!r} is of a start that saved nothing and had other "
+            f"settings ({changed}); it is made anew."
+        )
+        (run / DIGESTS).unlink(missing_ok=True)
+        shutil.rmtree(run / TEXT_TOKENIZER)
+    if before is not None or not os.path.lexists(run / TEXT_TOKENIZER):
+        with replacing(run / MADE_OF) as path:
+            path.write_text(json.dumps(made_of, indent=1), encoding="utf-8")
 
 
 def check(run: pathlib.Path) -> None:
@@ -37,7 +68,7 @@ def check(run: pathlib.Path) -> None:
         return
     where = f"run={str(path)!r}"
     told = json_file.an_object(json_file.read(path, "run", _RESTORE), where, _RESTORE)
-    found = _digests(run)
+    found = digests(run)
     for name in sorted(told.keys() | found.keys()):
         if found.get(name) != told.get(name):
             raise UserError(
@@ -66,7 +97,8 @@ def load(run: pathlib.Path, encoder: Any) -> Any:
     return encoder.tokenizer(run / TEXT_TOKENIZER)
 
 
-def _digests(run):
+def digests(run: pathlib.Path) -> dict[str, str]:
+    """The SHA-256 of each file of a run's vocabulary; {} where it has none."""
     folder = run / TEXT_TOKENIZER
     files = sorted(folder.iterdir()) if folder.is_dir() else ()
     return {

@@ -71,6 +71,38 @@ def test_it_begins_with_the_average_the_part_and_the_vocabulary(base, tmp_path, 
     assert stored == t2i.Init(str(base))
 
 
+def _stopped(place, *overrides):
+    """A start that ends after its parts are trained, before the recipe's own first step."""
+
+    def stop(recipe, build_system):
+        if recipe.parts:
+            raise KeyboardInterrupt
+        return ()
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(changed(toy.get_config(), overrides), place, hooks=stop)
+
+
+def test_a_vocabulary_of_a_start_that_saved_nothing_is_made_anew(base, tmp_path, capfd):
+    run, short = tmp_path / "run", ["train.steps=1", "task.text.vocab_size=48"]
+    _stopped(run, *short)
+    before = (run / "text_tokenizer" / "tokenizer.json").stat()
+    _stopped(run, *short)
+    assert (run / "text_tokenizer" / "tokenizer.json").stat().st_mtime_ns == before.st_mtime_ns
+    capfd.readouterr()
+    _train(run, "train.steps=1")
+    assert "(encoder.vocab_size: 48 -> 64); it is made anew" in capfd.readouterr().err
+    wanted, found = (load(place / "text_tokenizer").vocab_size for place in (base, run))
+    assert wanted == found > 48
+
+
+def test_a_part_of_a_start_that_saved_nothing_is_not_taken_for_the_other_runs(base, tmp_path):
+    run = tmp_path / "run"
+    _stopped(run, "mean.train.steps=3", "train.steps=1")
+    with pytest.raises(UserError, match=r"^parts.mean=.*other weights .* train into a new folder"):
+        _train(run, f"init={base}", "train.steps=1")
+
+
 def test_the_last_weights_and_an_export_are_taken_too(base, tmp_path, capfd):
     still = ["train.steps=1", "train.optim.learning_rate=1e-9"]
     _train(tmp_path / "last", f"init={base}", "init.averaged=false", *still)
