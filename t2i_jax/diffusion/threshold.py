@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from t2i_jax.diffusion.denoiser import Denoise
 from t2i_jax.diffusion.noise import per_row
+from t2i_jax.diffusion.quantile import quantile
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
@@ -31,5 +32,5 @@ def dynamic(denoise: Denoise, percentile: float = 0.95) -> Denoise:
 def _rescaled(x0_BHWC: Array, percentile: float) -> Array:
     """Clipped at s and divided by s, the percentile of |x0| or 1, whichever is larger."""
     sizes_BN = jnp.abs(x0_BHWC).reshape(x0_BHWC.shape[0], -1)
-    bound = per_row(jnp.maximum(jnp.quantile(sizes_BN, percentile, axis=-1), 1.0), x0_BHWC)
+    bound = per_row(jnp.maximum(quantile(sizes_BN, percentile), 1.0), x0_BHWC)
     return jnp.clip(x0_BHWC, -bound, bound) / bound
