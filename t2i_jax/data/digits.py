@@ -8,6 +8,9 @@ Digits" data of Alpaydin and Kaynak (UCI, 1998). Every fifth scan is held out.
 from __future__ import annotations
 
 import functools
+import gzip
+import importlib.util
+import pathlib
 
 import numpy as np
 from PIL import Image
@@ -63,12 +66,24 @@ class Digits(Source):
 @functools.cache
 def _scans(split):
     """(N, 8, 8) float, 0 paper to 16 ink, and the digits."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
+    images, labels = _file()
     kept_back = np.arange(len(labels)) % 5 == 0
     chosen = kept_back if split == "heldout" else ~kept_back
     return images[chosen].reshape(-1, 8, 8), labels[chosen]
+
+
+def _file():
+    """scikit-learn's file, read without importing the package, which takes a second."""
+    package = importlib.util.find_spec("sklearn")
+    homes = (package and package.submodule_search_locations) or ()
+    for path in (pathlib.Path(home, "datasets", "data", "digits.csv.gz") for home in homes):
+        if path.is_file():
+            with gzip.open(path, "rt") as file:
+                table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(int)
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
 
 
 def _enlarge(scan_HW, size):

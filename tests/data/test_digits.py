@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from t2i_jax.data import digits
 from t2i_jax.data.digits import WORDS, Digits
 from t2i_jax.errors import UserError
 
@@ -22,6 +23,13 @@ def test_images_are_the_scans_dark_on_white():
     np.testing.assert_array_equal(
         Digits(8, "heldout")[1]["image"][..., 0], np.rint(255 - scans[5] * 255 / 16)
     )
+
+
+def test_where_the_file_is_not_scikit_learn_is_asked(monkeypatch):
+    there = digits._file()
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
+    for ours, theirs in zip(there, digits._file(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_enlarged_images_keep_their_ink():
