@@ -94,6 +94,7 @@ def measure(
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None,
     batch_size: Annotated[Count | None, Shown("N", default="64")] = None,
     shard_size: Annotated[Count | None, Shown("N", default="1000")] = None,
+    streaming: bool = False,
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
 ) -> None:
     """Measure the images of a run for prompts, or those of a folder. Without --prompts and --images
@@ -139,9 +140,10 @@ def measure(
             tensor=4; by default each device has all of them.
         batch_size: Images that are generated at a time, on each device.
         shard_size: Images of a shard, which is written whole or not at all.
+        streaming: Remove the images of each shard once they are measured, all but the first 64.
         step: The checkpoint: its step, or best.
     """
-    given = dict(locals())
+    given = {**locals(), "streaming": streaming or None}
     from t2i_jax.cluster import processes
     from t2i_jax.eval import protocol as protocols
     from t2i_jax.runs.scoring.metrics import metric_of, parse_metrics
@@ -163,7 +165,7 @@ def measure(
         "reference_split": reference_split,
         "mesh": None if mesh is None else parse_mesh(mesh),
         "batch_size": batch_size or 64, "shard_size": shard_size or SHARD_SIZE,
-        "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
+        "streaming": streaming, "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
     }  # fmt: skip
     with processes.joined():
         if images is not None:
@@ -175,7 +177,7 @@ def measure(
 
 # arguments that `measure` reads of a run without prompts, and those without effect on given images
 _OF_A_RUN = ("run", "overrides", "step")
-_OF_PROMPTS = ("count", "guidance", "mesh", "seed", "batch_size", "step")
+_OF_PROMPTS = ("count", "guidance", "mesh", "seed", "batch_size", "streaming", "step")
 
 
 def _check_given(run, prompts, images, captions, metrics, **others):

@@ -180,14 +180,32 @@ def compute(
     Returns:
       The features of all shards; they can be read when every process is done.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for shard in progress(list(share.mine(images.split.shards))):
-        path, key = shard_file(folder, shard), images.key(shard)
-        found = _read(path)
-        if found is None or str(found[_KEY]) != key:
-            made = _computed(images, extractor, layers, shard, bring, batch_size)
-            write_npz(path, {**made, _KEY: np.array(key)})
+        compute_shard(images, extractor, layers, folder, bring, shard, batch_size)
     return Features(folder, images.split)
+
+
+def compute_shard(
+    images: ImageSet,
+    extractor: Extractor,
+    layers: tuple[str, ...],
+    folder: pathlib.Path,
+    bring: Callable[[np.ndarray], np.ndarray],
+    shard: int,
+    batch_size: int = BATCH_SIZE,
+) -> None:
+    """Computes the features of one shard, unless they are there; arguments as of `compute`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = images.key(shard)
+    if not has_shard(folder, shard, key):
+        made = _computed(images, extractor, layers, shard, bring, batch_size)
+        write_npz(shard_file(folder, shard), {**made, _KEY: np.array(key)})
+
+
+def has_shard(folder: pathlib.Path, shard: int, key: str) -> bool:
+    """Whether the features of a shard are there, of images with this key."""
+    found = _read(shard_file(folder, shard))
+    return found is not None and str(found[_KEY]) == key
 
 
 def shard_file(folder: pathlib.Path, shard: int) -> pathlib.Path:

@@ -45,21 +45,33 @@ def generate(
       UserError: the system makes none from captions.
     """
     system = checked(system)
-    each, size = prompts.images_per_prompt, batch_size * jax.local_device_count()
     for shard in progress(list(share.mine(shards.split.shards))):
-        if shards.is_whole(shard):
-            continue
-        rows = shards.split.rows(shard)
-        chosen = [(prompts.prompts[row // each], row % each) for row in rows]
-        seeds = [seed_of(seed, prompt.id, number) for prompt, number in chosen]
-        texts = [prompt.text for prompt, _ in chosen]
-        images = [*_batches(system, options, texts, seeds, size)]
-        lines = [
-            {"prompt": prompt.id, "number": number, "seed": one}
-            for (prompt, number), one in zip(chosen, seeds, strict=True)
-        ]
-        shards.write(shard, np.concatenate(images), lines)
+        if not shards.is_whole(shard):
+            generate_shard(system, options, prompts, seed, shards, shard, batch_size)
     processes.gather(None)
+
+
+def generate_shard(
+    system: TextToImage,
+    options: Any,
+    prompts: PromptSet,
+    seed: int,
+    shards: ImageShards,
+    shard: int,
+    batch_size: int,
+) -> None:
+    """Generates the images of one shard; arguments as of `generate`."""
+    each, size = prompts.images_per_prompt, batch_size * jax.local_device_count()
+    rows = shards.split.rows(shard)
+    chosen = [(prompts.prompts[row // each], row % each) for row in rows]
+    seeds = [seed_of(seed, prompt.id, number) for prompt, number in chosen]
+    texts = [prompt.text for prompt, _ in chosen]
+    images = [*_batches(system, options, texts, seeds, size)]
+    lines = [
+        {"prompt": prompt.id, "number": number, "seed": one}
+        for (prompt, number), one in zip(chosen, seeds, strict=True)
+    ]
+    shards.write(shard, np.concatenate(images), lines)
 
 
 def loaded(

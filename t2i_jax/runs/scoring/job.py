@@ -12,6 +12,7 @@ from typing import Any
 from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
+from t2i_jax.eval import layout
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
@@ -54,6 +55,7 @@ class Job:
         them, and a part of a batch.
       batch_size: images that are generated at a time, on each device. extractor_batch_size: that an
         extractor is given at a time, on each device.
+      streaming: whether images of a run are measured shard by shard, and all but the first removed.
     """
 
     metrics: Sequence[str]
@@ -68,12 +70,15 @@ class Job:
     shard_size: int = SHARD_SIZE
     batch_size: int = 64
     extractor_batch_size: int = BATCH_SIZE
+    streaming: bool = False
 
     def __post_init__(self):
         if self.shard_size < 1 or self.batch_size < 1 or self.extractor_batch_size < 1:
             raise UserError(
                 f"shard_size={self.shard_size} and batch_size={self.batch_size} must be 1 or more."
             )
+        if self.streaming:
+            self._check_streaming()
         compares = any(metric_of(name).needs_reference for name in self.metrics)
         if self.reference is None and compares:
             name = next(name for name in self.metrics if metric_of(name).needs_reference)
@@ -85,6 +90,17 @@ class Job:
                 f"reference={self.reference!r} is compared with by none of metrics="
                 f"{','.join(self.metrics)}; leave it out, or add fid."
             )
+
+    def _check_streaming(self):
+        """Refuses metrics that look at the images themselves."""
+        if not self.metrics:
+            raise UserError("streaming keeps no images, and none are measured; give --metrics.")
+        for name in self.metrics:
+            if not metric_of(name).network:
+                raise UserError(
+                    f"metrics={name} looks at all images, and streaming removes them; leave out "
+                    "one of the two."
+                )
 
     def opened(
         self, build: Build = networks.build, size: Size = no_size
@@ -206,6 +222,11 @@ def evaluate_run(
         reference.check_apart(job.out)
     if job.metrics:
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
+    if job.streaming and prompts.kind in layout.LAYOUTS:
+        raise UserError(
+            f"prompts={prompts.kind} keeps its images for the scorer of that benchmark, and "
+            "streaming removes them; leave out --streaming."
+        )
     system = loaded()
     found = dict[float | None, Mapping[str, Any]]()
     with _told_once():
@@ -224,7 +245,7 @@ def evaluate_run(
             images = subjects.of_run(
                 run, recipe, system, step, prompts, sampled, seed=seed, batch_size=job.batch_size,
                 mesh=job.mesh, shard_size=job.shard_size, out=out, share=Share.here(),
-                progress=progress,
+                progress=progress, streamed=measures if job.streaming else None,
             )  # fmt: skip
             title = f"{run.name}: {prompts.kind}"
             found[guidance] = _scored(job, images, reference, measures, out, progress, title)

@@ -120,7 +120,9 @@ def _extremes(values, images):
         if not metric.startswith(_RANKED):
             continue
         ranked = sorted(by_key, key=lambda key: (by_key[key], key))
-        for what, keys in (("best", ranked[::-1][:_EXTREMES]), ("worst", ranked[:_EXTREMES])):
+        for what, order in (("best", ranked[::-1]), ("worst", ranked)):
+            there = (key for key in order if _is_whole(images, number[key]))  # some are not kept
+            keys = list(itertools.islice(there, _EXTREMES))
             shown, told = _pictures(images, [number[key] for key in keys])
             told = [f"{text} ({by_key[key]:.4g})" for text, key in zip(told, keys, strict=True)]
             pages.append(samples(f"The {what} by {metric}", shown, told, None))
@@ -129,7 +131,7 @@ def _extremes(values, images):
 
 def _nearest(nearest, images):
     shown, told = [], []
-    for row, image, distance in nearest:
+    for row, image, distance in (one for one in nearest if _is_whole(images, one[0])):
         own, text = _pictures(images, [row])
         shown += [*own, png_bytes(image)]
         told += [text[0] or f"image {row}", f"the nearest reference image, {distance:.4g} away"]

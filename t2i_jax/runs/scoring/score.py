@@ -200,15 +200,46 @@ def write(
     plan.write_json(out / RESULTS, results)
 
 
+def measure_shard(files: Any, measures: Measures, out: pathlib.Path, shard: int) -> None:
+    """Computes all features that the metrics need of one shard of generated images, as `score` then
+    finds them.
+    """
+    for extractor, layers, folder in _generated(measures, out):
+        features.compute_shard(
+            files, extractor, layers, folder, _bring(measures), shard, measures.batch_size
+        )
+
+
+def is_measured(files: Any, measures: Measures, out: pathlib.Path, shard: int) -> bool:
+    """Whether `measure_shard` has nothing to do."""
+    try:
+        key = files.key(shard)
+    except UserError:  # there is no manifest yet
+        return False
+    return all(features.has_shard(place, shard, key) for *_, place in _generated(measures, out))
+
+
+def _generated(measures, out):
+    """(extractor, layers, folder of its features of generated images) of each extractor."""
+    told = {} if measures.protocol is None else measures.protocol.about()
+    for network, some in measures.extractors.items():
+        layers = measures.layers(network)
+        for extractor in some:
+            home = out / "features" / "generated"
+            yield extractor, layers, features.folder_of(home, extractor, layers, told)
+
+
+def _bring(measures):
+    return _as_it_is if measures.protocol is None else measures.protocol.bring
+
+
 def _features(images, reference, measures, out, shared, share, progress, network, extractor):
-    protocol = measures.protocol
-    told = {} if protocol is None else protocol.about()
-    bring = protocol.bring if protocol is not None else _as_it_is
+    told = {} if measures.protocol is None else measures.protocol.about()
 
     def compute(home, some, extractor, layers):
         folder = features.folder_of(home, extractor, layers, told)
         return features.compute(
-            some, extractor, layers, folder, bring, share, measures.batch_size, progress
+            some, extractor, layers, folder, _bring(measures), share, measures.batch_size, progress
         )
 
     layers = measures.layers(network)

@@ -86,6 +86,12 @@ class ImageShards:
             text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in told)
             (temporary / MANIFEST).write_text(text, encoding="utf-8")
 
+    def drop(self, shard: int, kept: int) -> None:
+        """Removes the images of a shard with numbers from `kept` on; the manifest stays."""
+        for index in self.split.rows(shard):
+            if index >= kept:
+                self.path(index).unlink(missing_ok=True)
+
     def _home(self, shard):
         return self.folder / f"{shard:05d}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ from t2i_jax.eval import layout
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe, recipe_to_dict
-from t2i_jax.runs.scoring import generate, pairing, plan
-from t2i_jax.runs.scoring.score import Images, digest
+from t2i_jax.runs.scoring import generate, pairing, plan, score, streaming
+from t2i_jax.runs.scoring.score import Images, Measures, digest
 from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.sources import SourceImages, in_grids, split_of
 from t2i_jax.runs.scoring.split import Share, Split
@@ -39,6 +40,7 @@ def of_run(
     out: pathlib.Path,
     share: Share,
     progress: Callable[[Any], Any] = iter,
+    streamed: Measures | None = None,
 ) -> Images:
     """Images of a trained run for prompts, generated into OUT/images where they are not whole.
 
@@ -48,6 +50,8 @@ def of_run(
       recipe: that of the run, for results. step: of the checkpoint; None: the newest.
       options: of the run's system. seed: of all images, see `generate`. mesh: see
         `generate.loaded`.
+      streamed: what is measured of each shard before most of its images are removed; None: all
+        images stay.
 
     Raises:
       UserError: the run makes no images from captions, or OUT was begun with another plan.
@@ -76,7 +80,15 @@ def of_run(
     pictures = {"count": split.count, "shard_size": shard_size, "encoding": "png"}
     plan.settle(out, {**about, "images": pictures, "software": plan.software()})
     shards = ImageShards(out / "images", split)
-    generate.generate(system, options, prompts, seed, shards, share, batch_size, progress)
+    if streamed is None:
+        generate.generate(system, options, prompts, seed, shards, share, batch_size, progress)
+    else:
+        make = functools.partial(
+            generate.generate_shard, system, options, prompts, seed, shards, batch_size=batch_size
+        )
+        measure = functools.partial(score.measure_shard, shards, streamed, out)
+        is_measured = functools.partial(score.is_measured, shards, streamed, out)
+        streaming.generate(make, measure, is_measured, shards, share, progress)
     if prompts.kind in layout.LAYOUTS and share.process == 0:
         _lay_out(out / prompts.kind, prompts, shards)
     each = prompts.images_per_prompt
