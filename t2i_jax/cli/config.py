@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from t2i_jax import config as configs
-from t2i_jax import paths
+from t2i_jax import paths, values
 from t2i_jax.cli import docstring
 from t2i_jax.cli.arguments import Shown
 
@@ -90,4 +90,6 @@ def _written(value):
         return value
     if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
         return f"({', '.join(type(entry).__name__ for entry in value)})"
+    if isinstance(value, Mapping):
+        return values.shown(value)  # each of its entries has a line
     return type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
