@@ -96,13 +96,13 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
     Raises:
       UserError: libtpu is missing, or there is no such slice.
     """
-    found = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+){1,2})", topology)
+    found = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):(\d+(?:x\d+){1,2})", topology)
     if not found:
         raise UserError(
             f"topology={topology!r} is no TPU slice; give one such as v5p:8x8x8 or 2*v5e:16x16."
         )
     one_of("topology", found[2], GENERATIONS)
-    if math.prod(map(int, found[3].split("x"))) > 2**16:
+    if math.prod(map(int, [found[1] or 1, *found[3].split("x")])) > 2**16:
         raise UserError(f"topology={topology!r} has more than 65536 chips; give a smaller one.")
     if importlib.util.find_spec("libtpu") is None:
         remedy = "pip install 'jax[tpu]' (Linux, x86-64)"

@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import Annotated
 
+from t2i_jax import files, paths
 from t2i_jax.cli.arguments import Shown, check_said_once
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count
@@ -47,7 +48,6 @@ def compile_for(
     """
     import jax
 
-    from t2i_jax import paths
     from t2i_jax.aot import ahead
     from t2i_jax.runs.check import check
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
@@ -65,7 +65,7 @@ def compile_for(
         jax.config.update("jax_optimization_level", "O1")
     check_said_once(overrides, "train.mesh", "mesh", mesh)
     recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
-    json_file = None if json_file is None else paths.new_file("json", json_file)
+    json_file = None if json_file is None else _numbers_file(json_file)
     devices = ahead.slice_devices(topology)  # refused before anything long
     if generate is None:
         check(recipe, devices=devices, with_data=False)
@@ -147,10 +147,24 @@ def _end(reports, remedies, told, json_file):
     sys.exit(0 if all(one.fits for one in reports.values()) else 1)
 
 
+def _numbers_file(path):
+    """The path of the file for the numbers, which may replace such a file and nothing else."""
+    found = paths.new_file("json", path)
+    there = files.read_object(found) or {}
+    reports = [there] if "topology" in there else list(there.values()) or [None]
+    if found.exists() and not all(isinstance(one, dict) and "topology" in one for one in reports):
+        raise UserError(
+            f"json={paths.shown(path)} is there and holds no numbers of a compiled step; name "
+            "another file."
+        )
+    return found
+
+
 def _write(path, numbers):
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(numbers, indent=1) + "\n")
+        with files.replacing(path) as temporary:
+            temporary.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def _compile(recipe, topology):

@@ -90,4 +90,6 @@ def _written(value):
         return value
     if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
         return f"({', '.join(type(entry).__name__ for entry in value)})"
-    return type(value).__name__ if dataclasses.is_dataclass(value) else values.shown(value)
+    if isinstance(value, Mapping):
+        return values.shown(value)  # each of its entries has a line
+    return type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)

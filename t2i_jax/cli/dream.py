@@ -11,6 +11,7 @@ from t2i_jax import paths
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.errors import UserError
 from t2i_jax.values import Seed
+from t2i_jax.words import named
 
 _RUNS = "runs"  # where runs are, as the documentation writes them
 _MADE = ("recipe.json", "system.json", "checkpoints")  # one of them is in every run's folder
@@ -49,6 +50,11 @@ def dream(
     options: Any = runs.load_run_recipe(folder).evaluation.options
     _new_file(pathlib.Path.cwd(), caption)  # refused before anything is made
     system = runs.load(folder)
+    if not system.generates:
+        raise UserError(
+            f"run={paths.shown(folder)} makes no images from text, it is of {named(system)}; name "
+            "another one with --run FOLDER."
+        )
     changes: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
     images = np.asarray(system.generate([caption], options, seed=seed, progress=True, **changes))
     path = _new_file(pathlib.Path.cwd(), caption)
@@ -72,8 +78,13 @@ def _run_of(run: pathlib.Path | None) -> pathlib.Path:
     """
     if run is not None:
         return paths.given("run", run)
-    if named := os.environ.get("T2I_RUN"):
-        return paths.given("T2I_RUN", named)
+    if told := os.environ.get("T2I_RUN"):
+        if not is_run(paths.given("T2I_RUN", told)):
+            raise UserError(
+                f"T2I_RUN={paths.shown(told)} is the folder of no run; set this environment "
+                "variable to another one, or give --run FOLDER."
+            )
+        return paths.given("T2I_RUN", told)
     home = pathlib.Path(_RUNS)
     found = [one for one in home.iterdir() if is_run(one)] if home.is_dir() else []
     if not found:

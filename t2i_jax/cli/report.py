@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 from t2i_jax.errors import UserError
+from t2i_jax.words import named
 
 
 def report(run: pathlib.Path, sweep: bool = False) -> None:
@@ -27,7 +28,14 @@ def report(run: pathlib.Path, sweep: bool = False) -> None:
     recipe = runs.load_run_recipe(run)
     if sweep:
         paths.folder("run", run)  # where nothing can be written is refused before images are made
-        for name, sheet in runs.load(run).sweep(held_out(recipe), recipe.evaluation).items():
+        system = runs.load(run)
+        sheets = system.sweep(held_out(recipe), recipe.evaluation)
+        if not sheets:
+            raise UserError(
+                f"sweep is given for run={paths.shown(run)}, and {named(system)} has no guidance "
+                "and temperature for captions; leave --sweep out."
+            )
+        for name, sheet in sheets.items():
             save_sheet(run / "samples" / f"{name}.png", sheet)
     if not write_report(run, recipe, parts=part_folders(run, recipe)):
         sys.exit(UserError.status)

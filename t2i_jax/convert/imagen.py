@@ -239,10 +239,19 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       told: "unets", fields of each; all others are for each of them.
+
+    Raises:
+      UserError: a U-Net of videos.
     """
     parts, every = _split(state), {k: v for k, v in told.items() if k not in ("unets", "settings")}
     each, unets = of_each(told, len(parts)), []
-    for part, own in zip(parts, each, strict=True):
+    for i, (part, own) in enumerate(zip(parts, each, strict=True)):
+        last = part.get("final_conv.weight")
+        if last is not None and last.ndim == 5:  # time is an axis of its kernels
+            raise UserError(
+                f"unets.{i} is a U-Net of videos (Unet3D), which has no form here; give a cascade "
+                "of images."
+            )
         network = _network(part)
         unets.append((network.model, network.fields(part, {**every, **own})))
     return {"unets": unets}

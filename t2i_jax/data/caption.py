@@ -103,14 +103,14 @@ def in_file(data: bytes, file_name: str, name: str, in_part: Ledger) -> str:
     return clean_caption(among(values), name)
 
 
-def beside(stem: str, file_name: str) -> Iterable[str]:
+def beside(names: Iterable[str]) -> Iterable[str]:
     """Names of the files that may hold the caption of an image, best first.
 
     Args:
-      stem: the image's name without its ending. file_name: the whole name.
+      names: of the image, with its ending and without, the better one first.
     """
-    for whole in (stem, file_name) if stem != file_name else (stem,):
-        yield from (whole + ending for ending in ENDINGS)
+    for name in dict.fromkeys(names):
+        yield from (name + ending for ending in ENDINGS)
 
 
 def among(values: Any) -> str | None:

@@ -20,6 +20,7 @@ from t2i_jax.errors import UserError
 
 # names of columns of images whose type does not say so
 _IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+_CAPTIONS = (*KEYS, "txt", "json")  # the last two as the hub names members of archives
 _OF_LABEL = "a photo of {}"
 
 
@@ -27,8 +28,9 @@ class _Rows(ImageFiles):
     """Sources of rows, each a mapping of columns.
 
     The caption is that of the first of the columns caption, captions, text, texts, prompt,
-    description, sentence(s); of several captions, the first. Without such a column it is "a photo
-    of LABEL", from a column of classes.
+    description, sentence(s), txt, json; of several captions, the first. Without such a column it is
+    "a photo of LABEL", from a column of classes. Where no column holds captions, the reason of
+    these bad samples names the columns that are there.
 
     Attributes:
       columns: names of the image's and of the caption's column; None where there is no caption.
@@ -42,8 +44,11 @@ class _Rows(ImageFiles):
         columns: tuple[str, str | None],
         classes: list[str] | None,
         held_in: tuple[Iterable[str], str],
+        features: Mapping[str, Any],
     ):
         self.name, self._rows, self.columns, self.classes = name, rows, columns, classes
+        there = ", ".join(_names({**features, columns[0]: None}))
+        self._lacking = f"no caption among the columns {there}"
         self._files, self._version = tuple(map(pathlib.Path, held_in[0])), held_in[1]
 
     def __len__(self) -> int:
@@ -103,7 +108,11 @@ class _Rows(ImageFiles):
             value = _class_name(self.classes, value)
         if has_several(value):
             self.read_in_part.note(SEVERAL, self._where(index))
-        return clean_caption(first_text(value), self._where(index))
+        caption = first_text(value)
+        empty = () if isinstance(value, Mapping) else (type(None),)  # of names, none is known
+        if self.columns[1] is None or not isinstance(caption, (str, bytes, *empty)):
+            raise BadSample(self._lacking, self._where(index))
+        return clean_caption(caption, self._where(index))
 
     def _where(self, index):
         return f"{self.name}[{index}]"
@@ -146,7 +155,7 @@ class TfdsSource(_Rows):
             return isinstance(one, tfds.features.ClassLabel)
 
         columns, classes = _columns("tfds", name, features, image, is_label)
-        super().__init__(name, rows, columns, classes, held_in)
+        super().__init__(name, rows, columns, classes, held_in, features)
 
     def _captions(self):
         return self._rows
@@ -182,7 +191,7 @@ class HuggingFaceSource(_Rows):
         columns, classes = _columns(
             "hf", name, features, image, lambda one: isinstance(one, datasets.ClassLabel)
         )
-        super().__init__(name, rows.with_format(None), columns, classes, held_in)
+        super().__init__(name, rows.with_format(None), columns, classes, held_in, features)
         self._text = self._rows.select_columns([columns[1]]) if columns[1] else None
 
     def _captions(self):
@@ -251,11 +260,20 @@ def _columns(kind, name, features, image, is_label):
             f"data.source='{kind}:{name}' has the columns {', '.join(features)} and no images in "
             "them; name a set with images."
         )
-    caption = next((one for one in KEYS if one in features and not is_label(features[one])), None)
+    caption = next(
+        (one for one in _CAPTIONS if one in features and not is_label(features[one])), None
+    )
     if caption is not None:
         return (image, caption), None
     label = _chosen(features, is_label, ("label",))
     return (image, label), list(features[label].names) if label else None
+
+
+def _names(features):
+    """Names of columns, those inside of others too: image, text.en, text.de."""
+    for name, feature in features.items():
+        inside = feature if isinstance(feature, dict) else {}
+        yield from (f"{name}.{one}" for one in _names(inside)) if inside else (name,)
 
 
 def _chosen(features, fits, preferred):

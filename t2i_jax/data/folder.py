@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import os
@@ -312,13 +313,17 @@ def _caption_files(images, texts):
     else with other capital letters, or spelled in another way, one that is no other image's.
     """
     found: dict[str, str | None] = dict.fromkeys(images)
+    stems = collections.Counter(os.path.splitext(image)[0] for image in images)
     for spelling in (_small_ending, str.lower, _small_and_spelled):
         taken = set(found.values())
         free = {spelling(name): name for name in texts if name not in taken}
         if not free:
             break
         for image in (name for name, text in found.items() if text is None):
-            wanted = map(spelling, captions.beside(os.path.splitext(image)[0], image))
+            stem = os.path.splitext(image)[0]
+            # that of several images can't be meant for one of them as its whole name is
+            names = (image, stem) if stems[stem] > 1 else (stem, image)
+            wanted = map(spelling, captions.beside(names))
             found[image] = next((free[name] for name in wanted if name in free), None)
     return found
 

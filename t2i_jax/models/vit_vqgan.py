@@ -260,9 +260,10 @@ class VitVQGanVAE(_Network):
       fsq_levels: the values of each channel of FSQ, which takes the place of LFQ and has no losses;
         `codebook_size` is then their product and need not be given. None: no FSQ.
       codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
-        look-up free. rotation_trick: the gradient is turned where it goes through that codebook
-        (`quantize.rotated`), as in the package with vector-quantize-pytorch from 1.15 on, instead
-        of passing straight through.
+        look-up free, by default as in the package's first releases; 0.2.0 declares the same and has
+        `codebook_dim=dim, decay=0.8, kmeans_init=False`. rotation_trick: the gradient is turned
+        where it goes through that codebook (`quantize.rotated`), as in the package with
+        vector-quantize-pytorch from 1.15 on, instead of passing straight through.
       discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
         images.
       remat: remat policy: "none", "full" (recomputes all), "attention" (keeps what the fused

@@ -169,7 +169,8 @@ class _Network(LfqOrVq):
                 raise UserError(
                     f"dim={self.dim} makes a layer of width {width}, no multiple of "
                     f"resnet_groups={self.resnet_groups}; try dim="
-                    f"{-(-self.dim // self.resnet_groups) * self.resnet_groups}."
+                    f"{-(-self.dim // self.resnet_groups) * self.resnet_groups}, or other "
+                    "resnet_groups (for weights, those that they were trained with)."
                 )
         super().__post_init__()
 

@@ -497,6 +497,11 @@ class System:
         )
 
     @property
+    def generates(self) -> bool:
+        """Whether `generate` makes images from prompts."""
+        return type(self).generate is not System.generate
+
+    @property
     def upscales(self) -> bool:
         """Whether `upscale` makes larger images of images."""
         return type(self).upscale is not System.upscale

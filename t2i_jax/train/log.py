@@ -95,11 +95,11 @@ class Log:
             with self._sending():
                 self._wandb.log(finite, step=step)
 
-    def summary(self, metrics: Mapping[str, float]) -> None:
-        """Merges metrics of the whole run into WORKDIR/metrics.json."""
+    def summary(self, metrics: Mapping[str, float], replaces: str | None = None) -> None:
+        """Merges metrics of the whole run into WORKDIR/metrics.json, as `add_metrics`."""
         if self._speaks:
             with self._forgiving():
-                add_metrics(self.workdir, metrics)
+                add_metrics(self.workdir, metrics, replaces)
 
     def holds(self, step: int, names: Sequence[str]) -> bool:
         """Whether an earlier start, or this one, wrote metrics of these names of a step; False in a
@@ -221,18 +221,25 @@ class Log:
             self._complained = True
 
 
-def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> None:
+def add_metrics(
+    workdir: str | pathlib.Path, metrics: Mapping[str, float], replaces: str | None = None
+) -> None:
     """Merges metrics into WORKDIR/metrics.json; a value that is not finite is null there, as JSON
     has no number for it.
 
     The file is replaced whole, never left half written.
+
+    Args:
+      replaces: the beginning of the names of those metrics that the new ones take the place of; the
+        others stay, unless they have a new value. None: all of them do.
     """
     path = pathlib.Path(workdir) / METRICS
     old = metrics_of(workdir)
     if old is None:
         _set_aside(path, "holds no metrics")
         old = {}
-    merged = _finite({**old, **metrics})
+    kept = {name: old[name] for name in old if replaces is None or not name.startswith(replaces)}
+    merged = _finite({**kept, **metrics})
     _replace(path, json.dumps(merged, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 

@@ -103,7 +103,7 @@ class Monitoring:
                 metrics = processes.gather(dict(metrics))[0]
         named = {f"{PREFIX}{name}": value for name, value in metrics.items()}
         self._log.scalars(step, named)
-        self._log.summary(named)
+        self._log.summary(named, replaces=PREFIX)  # none of an earlier step stays among them
         return metrics
 
     def finish_before(self, step: int) -> None:

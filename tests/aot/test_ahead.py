@@ -25,6 +25,8 @@ needs_libtpu = pytest.mark.skipif(
         ("v5p", "give one such as v5p:8x8x8"),
         ("v9:2x2", "known: v4, v5e"),
         ("v5e:4000x4000", "more than 65536"),
+        ("4000*v5e:16x16", "more than 65536"),
+        ("0*v5e:2x2", "give one such as v5p:8x8x8"),
     ],
 )
 def test_what_is_no_slice_is_refused(topology, told):

@@ -1,5 +1,6 @@
 """`t2i compile` on tiny recipes, with the real TPU compiler."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -36,6 +37,31 @@ def test_a_step_that_fits_is_told_and_written(tmp_path, capsys):
     told, report = capsys.readouterr().out, json.loads(out.read_text())
     assert "v5e:2x2: 4 chips, fsdp=4" in told and "fits: peak" in told and "% at that" in told
     assert report["fits"] and report["mesh"] == {"fsdp": 4} and report["collectives"]
+
+
+@pytest.mark.parametrize("text", ["def get_config(): ...", '{"name": "mine"}', '{"topology": ', ""])
+def test_a_file_that_holds_no_such_numbers_is_kept(tmp_path, text):
+    out = tmp_path / "mine"
+    out.write_text(text)
+    with pytest.raises(UserError, match="holds no numbers of a compiled step; name another file"):
+        compile_for(pathlib.Path(tiny.__file__), topology="v5e:2x2", json_file=out)
+    assert out.read_text() == text
+
+
+def test_a_file_of_such_numbers_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    of_compile._write(out, {"fits": True, "topology": "v5e:2x2"})
+    of_compile._write(of_compile._numbers_file(out), {"base": {"topology": "v5e:2x2"}})
+    before = of_compile._numbers_file(out).read_text()
+    with monkeypatch.context() as full, pytest.raises(OSError, match="report.json"):
+        full.setattr(pathlib.Path, "write_text", _no_space)
+        of_compile._write(out, {})
+    assert out.read_text() == before and [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def _no_space(path, text):
+    path.write_bytes(text[:1].encode())
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def test_a_step_that_does_not_fit_ends_with_1_and_says_what_is_large(capsys):

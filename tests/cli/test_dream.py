@@ -51,7 +51,7 @@ def made(tmp_path, monkeypatch):
             found.append((folder.name, prompts, given))
             return np.zeros((1, 4, 4, 3), np.uint8)
 
-        return types.SimpleNamespace(generate=generate)
+        return types.SimpleNamespace(generate=generate, generates=folder.name != "tokenizer")
 
     recipe = types.SimpleNamespace(evaluation=types.SimpleNamespace(options=None))
     monkeypatch.setattr(runs, "load_run_recipe", lambda _: recipe)
@@ -86,6 +86,16 @@ def test_a_folder_that_takes_no_image_is_refused_before_one_is_made(tmp_path, ma
     for _ in range(2):
         dream.dream("a circle")
     assert {path.name for path in tmp_path.glob("*.png")} == {"a-circle.png", "a-circle-2.png"}
+
+
+def test_a_run_that_was_not_named_is_in_the_sentence_that_refuses_it(tmp_path, made, monkeypatch):
+    (tmp_path / "runs" / "tokenizer" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="^run='runs/tokenizer' makes no images .*with --run FOLD"):
+        dream.dream("a circle")
+    monkeypatch.setenv("T2I_RUN", "gone")
+    with pytest.raises(UserError, match="^T2I_RUN='gone' is the folder of no run; set this env"):
+        dream.dream("a circle")
+    assert not made
 
 
 def test_the_script_takes_its_words(tmp_path, made, script):

@@ -196,6 +196,31 @@ def test_hugging_face_columns(datasets, tmp_path):
     check(HuggingFaceSource(str(tmp_path / "plain")), ["words"] * 3)
 
 
+def test_hugging_face_columns_of_the_hubs_archives(datasets, tmp_path):
+    """Members of archives are columns by their endings."""
+    rows = {"__key__": ["a", "b", "c"], "jpg": IMAGES, "cls": [0, 1, 2]}
+    for name, cells in {"txt": ["words"] * 3, "json": [{"caption": "words"}] * 3}.items():
+        datasets.Dataset.from_dict({**rows, name: cells}).save_to_disk(tmp_path / name)
+        check(HuggingFaceSource(str(tmp_path / name)), ["words"] * 3)
+
+
+@pytest.mark.parametrize(
+    "columns, told",
+    [
+        ({"label": [0, 1, 0]}, "image, label"),
+        ({"text": [{"en": "words", "de": "Worte"}] * 3}, "image, text.en, text.de"),
+        ({"caption": [7, 8, 9]}, "image, caption"),
+    ],
+)
+def test_hugging_face_columns_without_a_caption_are_named(datasets, tmp_path, columns, told):
+    hf_rows(datasets, **columns).save_to_disk(tmp_path / "set")
+    source = HuggingFaceSource(str(tmp_path / "set"))
+    for i in range(3):
+        with pytest.raises(BadSample) as refused:
+            source.caption(i)
+        assert refused.value.reason == f"no caption among the columns {told}"
+
+
 def test_hugging_face_images_in_files_of_their_own(datasets, tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(IMAGES[0])
     rows = datasets.Dataset.from_dict(

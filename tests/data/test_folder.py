@@ -39,6 +39,21 @@ def test_text_files_beside_the_images(folder):
     assert source.without_image(0) == {"image": None, "caption": "image number 0"}
 
 
+def test_images_of_one_name_have_captions_of_their_own_by_the_whole_name(folder):
+    for other in ("a.gif", "a.webp"):
+        (folder / other).write_bytes((folder / "c.webp").read_bytes())
+    (folder / "a.JPG.txt").write_text("a.JPG.txt")
+    (folder / "a.webp.json").write_text('{"caption": "a.webp.json"}')
+    (folder / "c.webp.txt").write_text("not meant: there is one c alone")
+    source = FolderSource(str(folder))
+    found = {name: text for name, text in captions_of(source).items() if name < "d"}
+    assert found == {
+        "a.JPG": "a.JPG.txt", "a.gif": "image number 0", "a.webp": "a.webp.json",
+        "c.webp": "image number 2",
+    }  # fmt: skip
+    assert source.passed_over.names == ["c.webp.txt: file of .txt that no image takes"]
+
+
 def test_a_caption_file_of_several_lines_is_read_as_one_and_counted(folder):
     for text in folder.rglob("*.txt"):
         text.write_text("\n a caption \n")

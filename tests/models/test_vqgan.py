@@ -31,7 +31,7 @@ def test_fields_by_the_names_of_the_package():
         (dict(dim=16, codebook_size=8, vq_codebook_size=8), "are one field; give one"),
         (
             dict(dim=24, layers=1),
-            "of width 24, no multiple of resnet_groups=16; try dim=32",
+            "of width 24, no multiple of resnet_groups=16; try dim=32, or other resnet_groups",
         ),
         (dict(dim=16, image_size=40), "image_size=40 is not a multiple of patch_size=16; try"),
         (dict(dim=16, layers=3, layer_mults=(1, 2)), r"layer_mults=\(1, 2\) has 2 entries"),

@@ -173,6 +173,9 @@ def test_what_a_cascade_is_told_and_its_weights_contradict(tmp_path):
     )
     with pytest.raises(UserError, match="video=True"):
         cascade_of(video)
+    torch.save(video.state_dict(), path)
+    with pytest.raises(UserError, match="unets.0 is a U-Net of videos .* give a cascade of images"):
+        cascade_of(path, {}, {"image_sizes": 8})
     with pytest.raises(UserError, match="t5='t5-small' is not 'google/t5-v1_1-base'"):
         plain = imagen_pytorch.Imagen(
             [package.Unet(**TINY) for _ in SIZES], image_sizes=SIZES, text_embed_dim=6

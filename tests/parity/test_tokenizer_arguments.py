@@ -213,6 +213,14 @@ def _has_no_effect(kind, option, **common):
         assert torch.equal(one, other), option
 
 
+def test_what_a_state_dict_does_not_tell_of_a_codebook_can_be_given():
+    theirs = vae(lookup_free_quantization=False)
+    live, _ = convert.from_torch(theirs)
+    assert (live.decay, live.rotation_trick, live.codebook_dim) == (0.8, True, VAE["dim"])
+    rest = dict(decay=0.8, rotation_trick=True, commitment_weight=1.0)
+    assert convert.from_torch(theirs.state_dict(), **rest)[0] == live
+
+
 def test_the_rotation_trick():
     assert convert.from_torch(vae(lookup_free_quantization=False))[0].rotation_trick
     from t2i_jax.nn import quantize

@@ -6,6 +6,8 @@ import types
 import numpy as np
 import pytest
 
+from t2i_jax import runs
+from t2i_jax.cli import report as command
 from t2i_jax.errors import UserError
 from t2i_jax.runs import evaluation, report, training
 from t2i_jax.train import best
@@ -82,3 +84,12 @@ def test_a_file_in_the_place_of_the_vocabulary_is_refused(tmp_path):
     recipe = types.SimpleNamespace(task=types.SimpleNamespace(text_encoder=object()))
     with pytest.raises(UserError, match="has a text_tokenizer that is no folder; put the run's"):
         training._fit(recipe, tmp_path, {}, None, None, None)
+
+
+def test_a_sweep_of_a_system_without_its_options_is_refused(tmp_path, monkeypatch):
+    system = types.SimpleNamespace(sweep=lambda held_out, evaluation: {})
+    monkeypatch.setattr(runs, "load_run_recipe", lambda run: RECIPE)
+    monkeypatch.setattr(runs, "load", lambda run: system)
+    with pytest.raises(UserError, match="has no guidance and temperature .* leave --sweep out"):
+        command.report(tmp_path, sweep=True)
+    assert not any(tmp_path.iterdir())

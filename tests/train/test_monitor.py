@@ -13,9 +13,10 @@ import time
 import pytest
 
 from t2i_jax.train import best
-from t2i_jax.train.log import Log
+from t2i_jax.train.goodput import Goodput
+from t2i_jax.train.log import Log, metrics_of
 from t2i_jax.train.loop import Hook, Preempted, fit
-from t2i_jax.train.monitor import Monitor
+from t2i_jax.train.monitor import Monitor, Monitoring
 from t2i_jax.train.profile import Trace
 from t2i_jax.train.validation import Validation
 
@@ -151,3 +152,14 @@ def test_a_stop_after_the_last_step_leaves_its_metrics_to_the_next_start(tmp_pat
     twice = (tmp_path / "metrics.jsonl").read_bytes()
     _fit(tmp_path, _monitor(6))
     assert (tmp_path / "metrics.jsonl").read_bytes() == twice
+
+
+def test_no_metric_of_an_earlier_step_stays_beside_those_of_the_newest(tmp_path):
+    """A start that resumes may measure others."""
+    log = Log(tmp_path, 0, 6)
+    for step, names in enumerate((("fid_8", "clip"), ("fid_6",)), 1):
+        monitor = Monitor(names, 2, lambda state, names=names: lambda: dict.fromkeys(names, 1.0))
+        log.summary({"validation/best": 0.5})
+        Monitoring(monitor, log, Goodput()).measure(step, _TASK, is_last=True)
+    log.close()
+    assert metrics_of(tmp_path) == {"validation/best": 0.5, "eval/fid_6": 1.0}
