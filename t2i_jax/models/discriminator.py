@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
-from t2i_jax.nn.conv import conv, group_norm
+from t2i_jax.nn.conv import conv
+from t2i_jax.nn.group_norm import group_norm
 from t2i_jax.types import Array
 
 _KERNELS = (3, 7, 15)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 
 from t2i_jax.models.discriminator import Patchwise
-from t2i_jax.nn.conv import conv, group_norm
+from t2i_jax.nn.conv import conv
+from t2i_jax.nn.group_norm import group_norm
 from t2i_jax.types import Array
 
 

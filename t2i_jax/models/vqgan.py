@@ -15,7 +15,8 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.lfq_or_vq import ALIASES, LfqOrVq
 from t2i_jax.models.patch_discriminator import PatchDiscriminator
 from t2i_jax.nn import limits, quantize
-from t2i_jax.nn.conv import POINTWISE, Dense, Upconv, conv, group_norm
+from t2i_jax.nn.conv import POINTWISE, Dense, Upconv, conv
+from t2i_jax.nn.group_norm import group_norm
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
 from t2i_jax.values import Signed

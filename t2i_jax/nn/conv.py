@@ -224,19 +224,6 @@ def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:
     )
 
 
-def group_norm(groups: int, name: str, dtype="float32", epsilon: float = 1e-5) -> nn.GroupNorm:
-    """Group norm with a scale and a shift, epsilon as in PyTorch, statistics in float32."""
-    return nn.GroupNorm(
-        groups,
-        epsilon=epsilon,
-        dtype=dtype,
-        use_fast_variance=False,
-        scale_init=boxed(nn.initializers.ones, "conv_out"),
-        bias_init=boxed(nn.initializers.zeros, "conv_out"),
-        name=name,
-    )
-
-
 @jax.custom_vjp
 def depthwise(x_BHWC: Array, kernel_KKC: Array, bias_C: Array) -> Array:
     """A depthwise convolution with zero padding that keeps the size (K odd), as a sum of shifted

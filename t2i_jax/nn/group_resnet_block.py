@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.nn.conv import POINTWISE, Dense, boxed, conv, group_norm, uniform_fan_in
+from t2i_jax.nn.conv import POINTWISE, Dense, boxed, conv, uniform_fan_in
 from t2i_jax.nn.convolution import convolve
+from t2i_jax.nn.group_norm import group_norm
 from t2i_jax.nn.null_attention import NullCrossAttention
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.unet_attention import MAX_SCORES

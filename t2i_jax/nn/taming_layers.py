@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import reduce
 
-from t2i_jax.nn.conv import POINTWISE, Conv, Dense, conv, group_norm
+from t2i_jax.nn.conv import POINTWISE, Conv, Dense, conv
 from t2i_jax.nn.fused_attention import attend
+from t2i_jax.nn.group_norm import group_norm
 from t2i_jax.nn.resample import Upsample
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.sharding import constrain
