@@ -151,6 +151,18 @@ def weights(
     return _converted(source, None, fields, told)
 
 
+def kind(path: str | os.PathLike, field: str = "weights") -> type:
+    """The class of the network in a file of weights, which the names of its arrays tell.
+
+    Args:
+      field: what the file was given as, for messages.
+
+    Raises:
+      UserError: no such file, or weights of no known network.
+    """
+    return _found(torch_io.load(os.fspath(path), field), None)[0].model
+
+
 def _told(network, module, loaded):
     if network.told is None:
         return {}
