@@ -75,8 +75,8 @@ def folder(field: str, path: Given) -> pathlib.Path:
     """The path of a folder that is there or can be made, checked by `given`; nothing is made.
 
     Raises:
-      UserError: as `given`; or something else is there, its path is not UTF-8 or has a backslash,
-        or nothing can be written where it is or would be.
+      UserError: as `given` and `check_link`; or something else is there, its path is not UTF-8 or
+        has a backslash, or nothing can be written where it is or would be.
     """
     found = given(field, path)
     named = f"{field}={shown(path)}"
@@ -89,6 +89,7 @@ def folder(field: str, path: Given) -> pathlib.Path:
         )
     if found.exists() and not found.is_dir():
         raise UserError(f"{named} is not a folder; name a new one, or one that is there.")
+    check_link(field, found)
     return found
 
 

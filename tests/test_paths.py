@@ -98,6 +98,8 @@ def test_a_run_is_refused_where_a_file_is_or_nothing_can_be_made(tmp_path):
     os.symlink(tmp_path / "nowhere" / "deep", "dangling")
     with pytest.raises(UserError, match="='dangling' is a link to .*deep', which is not there"):
         runs.train(_RECIPE, "dangling")
+    with pytest.raises(UserError, match="out='dangling' is a link to .*deep', which is not there"):
+        paths.folder("out", "dangling")
     with pytest.raises(UserError, match="workdir='dangling/run' lies below .*dangling', no folder"):
         runs.train(_RECIPE, "dangling/run")
     pathlib.Path("begun").mkdir()

@@ -131,8 +131,9 @@ def command(words: Sequence[str]) -> None:
     def of(some):
         return {argument.name: stated.get(argument.name, argument.default) for argument in some}
 
-    chosen = dataclasses.replace(defaults, **of(options))
-    check_all(chosen)
+    with _telling_of_captions(stated):
+        chosen = dataclasses.replace(defaults, **of(options))
+        check_all(chosen)
     _check_needed(chosen, defaults, of(inputs))
     adapted = recipe.task.adapted(chosen, defaults, stated.keys())
     _sample(_Command(**of(own)), adapted, of(inputs))
@@ -140,6 +141,25 @@ def command(words: Sequence[str]) -> None:
 
 _NAME = "t2i sample"
 _COLUMNS, _IN_GRID, _PIXELS_IN_GRID = 16, 256, 2**27  # of grid.png at most
+
+
+@contextlib.contextmanager
+def _telling_of_captions(stated):
+    """A context in which an error about a further value of an option says where captions stand, if
+    none is given: it may be one of a single word, as in `--sampler ddim circle`.
+
+    Args:
+      stated: the arguments that are given, by name.
+    """
+    try:
+        yield
+    except UserError as error:
+        several = {name: value for name, value in stated.items() if isinstance(value, tuple)}
+        further = [f"{name}={one!r} " for name, value in several.items() for one in value[1:]]
+        if stated.get("captions") or not str(error).startswith(tuple(further)):
+            raise
+        said = str(error).rstrip(".?")
+        raise UserError(f"{said}; a caption stands right after RUN, or after --.") from error
 
 
 def _has_use(option, kind, inputs):

@@ -151,6 +151,18 @@ def weights(
     return _converted(source, None, fields, told)
 
 
+def kind(path: str | os.PathLike, field: str = "weights") -> type:
+    """The class of the network in a file of weights, which the names of its arrays tell.
+
+    Args:
+      field: what the file was given as, for messages.
+
+    Raises:
+      UserError: no such file, or weights of no known network.
+    """
+    return _found(torch_io.load(os.fspath(path), field), None)[0].model
+
+
 def _told(network, module, loaded):
     if network.told is None:
         return {}
@@ -371,8 +383,11 @@ def _found(loaded, module):
     names = state_dict.unwrapped(flat)
     values = {name: flat[was] for name, was in names.items()}
     places = list(state_dict.roots(values, _recognise))
+    before = names
+    names, replaced = state_dict.with_averages(names, flat, [place for place, _ in places])
+    values = {name: flat[was] for name, was in names.items()}
     averages = state_dict.averaged(flat)
-    found = state_dict.main(places, list(NETWORKS.values()), values, averages)
+    found = state_dict.main(places, list(NETWORKS.values()), values, averages, replaced)
     if found is None:
         some = foreign.some(sorted(names), 3)
         raise UnknownWeights(
@@ -383,7 +398,8 @@ def _found(loaded, module):
     # a perceptual network that was saved too
     inside = {name: was for name, was in inside.items() if not name.startswith(("vgg", "_vgg"))}
     if module is not None and inside:
-        module = state_dict.inner(module, next(iter(inside.values())), root)
+        first = next(was for name, was in before.items() if name.startswith(root))
+        module = state_dict.inner(module, first, root)
     _check_numbers(inside)
     return network, state_dict.arrays({name: flat[was] for name, was in inside.items()}), module
 

@@ -342,7 +342,7 @@ def _indices(state, begins) -> Iterator[int]:
                 yield int(number)
 
 
-# Live modules, averages --------------------------------------------------------------------------
+# Live modules ------------------------------------------------------------------------------------
 
 
 def _live(module: Any) -> dict[str, Any]:
@@ -369,20 +369,6 @@ def _live_vq_model(module: Any) -> dict[str, Any]:
     return _live(module)
 
 
-def _averaged(state: State) -> dict[str, np.ndarray]:
-    """The state dict with the average of latent-diffusion in place of the weights that it averages.
-
-    Its names are those of the weights without dots.
-    """
-    averages = {
-        name.removeprefix("model_ema."): value
-        for name, value in state.items()
-        if name.startswith("model_ema.")
-    }
-    kept = {name: value for name, value in state.items() if not name.startswith("model_ema.")}
-    return {name: averages.get(name.replace(".", ""), kept[name]) for name in kept}
-
-
 # The names of attentions in diffusers before 0.14.
 _BEFORE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -404,7 +390,7 @@ def _is(names: Names, extra: str) -> Callable[[State], bool]:
 
 
 def _network(names: Names, extra: str, **own: Any) -> Network:
-    whole: dict[str, Any] = {"upgrade": _averaged, "told": _live, **own}
+    whole: dict[str, Any] = {"told": _live, **own}
     return Network(
         model=VQGAN,
         recognise=_is(names, extra),

@@ -61,7 +61,7 @@ def load(path: str | pathlib.Path, field: str = "weights") -> Any:
       UserError: no such file, another suffix, a file that holds more, or one of several over which
         weights are spread.
     """
-    _check_whole(paths.given(field, path), field)
+    check_whole(paths.given(field, path), field)
     path = file.check(path, field)
     if path.suffix.lower() == SAFE:
         return {name: one() for name, one in safetensors_file.readers(path, field).items()}
@@ -73,8 +73,12 @@ def load(path: str | pathlib.Path, field: str = "weights") -> Any:
     raise UserError(f"{field}={str(path)!r} is of an unknown kind; {kinds}.")
 
 
-def _check_whole(path, field):
-    """Refuses a part of weights, the list of the parts, and a folder that holds such a list."""
+def check_whole(path: pathlib.Path, field: str) -> None:
+    """Refuses a part of weights, the list of the parts, and a folder that holds such a list.
+
+    Raises:
+      UserError: it is one of them.
+    """
     listed = [path.name, *(one.name for one in path.glob("*.index.json"))]
     if any(map(_PART.search, listed)):
         raise UserError(

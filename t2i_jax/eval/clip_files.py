@@ -7,8 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from t2i_jax.convert import clip_config
-from t2i_jax.convert import weights as converted
+from t2i_jax.convert import clip_config, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.eval import weights_file
 from t2i_jax.models.openai_clip import SIZES, OpenAIClip
@@ -63,16 +62,12 @@ def read(
     file = _weights(found, what) if found.is_dir() else found
     given = {**told, **fields}
     if "activation" not in given:
+        weights_file.check_kind(file, OpenAIClip, what)
         raise UserError(
             f"{what}={os.fspath(found)!r} does not tell its activation; give the folder with its "
             "config.json, or activation='quick_gelu' for weights of OpenAI and 'gelu' for others."
         )
-    network = converted(file, given)
-    if not isinstance(network.model, OpenAIClip):
-        raise UserError(
-            f"{what}={os.fspath(file)!r} holds a {type(network.model).__name__}; give the weights "
-            "of a CLIP."
-        )
+    network = weights_file.network(file, OpenAIClip, what, given)
     vocabulary = _vocabulary(tokenizer, found, what, network.model.vocab_size)
     if vocabulary is not None and network.names == _MENDING:
         vocabulary = MendingBpe(vocabulary)
@@ -81,18 +76,42 @@ def read(
 
 def name(network: OpenAIClip) -> str:
     """The name of a CLIP: "clip-vit-b-32" for the published network of these sizes, else "clip"."""
-    known = ("embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size")
     for published, sizes in SIZES.items():
-        if all(getattr(sizes, field) == getattr(network, field) for field in known):
+        if _sizes(sizes) == _sizes(network):
             letters = published.lower().replace("/", "-").replace("@336px", "-336")
             return f"clip-{letters}"
     return "clip"
+
+
+def check_sizes(found: ClipFiles, published: str, what: str) -> None:
+    """Refuses a CLIP that has not the sizes of a published one.
+
+    Args:
+      published: a key of `models.openai_clip.SIZES`. what: a key of `weights_file.PUBLISHED`.
+
+    Raises:
+      UserError: it has others.
+    """
+    wanted, sizes = _sizes(SIZES[published]), _sizes(found.network)
+    if others := [field for field in wanted if sizes[field] != wanted[field]]:
+        told = (f"{field}={sizes[field]} instead of {wanted[field]}" for field in others)
+        raise UserError(
+            f"{what}={os.fspath(found.file)!r} holds a CLIP of other sizes than those of "
+            f"{published} ({', '.join(told)}); fetch {weights_file.PUBLISHED[what]}."
+        )
+
+
+def _sizes(network):
+    """The sizes by which a published network is known."""
+    known = ("embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size")
+    return {field: getattr(network, field) for field in known}
 
 
 def _weights(folder, what):
     for one in clip_config.FILES:
         if (folder / one).is_file():
             return folder / one
+    torch_io.check_whole(folder, what)
     raise UserError(
         f"{what}={str(folder)!r} has none of {', '.join(clip_config.FILES)}; fetch "
         f"{weights_file.PUBLISHED[what]}."

@@ -16,7 +16,7 @@ import numpy as np
 
 from t2i_jax import config, sharding
 from t2i_jax.compiler import Program
-from t2i_jax.convert import weights as converted
+from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.eval import clip_files, resize, weights_file
 from t2i_jax.foreign import torch_file
@@ -217,7 +217,7 @@ def inception(path: str | os.PathLike | None, mode: str = "clean") -> Extractor:
             f"inception={os.fspath(found)!r} is a TorchScript archive, as clean-fid and StyleGAN "
             f"read it; give {weights_file.PUBLISHED['inception']}, which has the same weights."
         )
-    network = _network(found, Inception, "inception")
+    network = weights_file.network(found, Inception, "inception")
     preprocessing = resize.INCEPTION[mode]
     return Extractor(
         f"inception-{mode}",
@@ -240,16 +240,19 @@ def clip(
     Args:
       path: folder of transformers or OpenCLIP, or a file of weights; see `clip_files.read`, which
         has the other arguments too.
+      what: as there; "pickscore" and "hpsv2" must have the sizes of the CLIP they began as.
       preprocessing: "clip", the shorter side resized and the middle cut out; "cmmd", the middle
         square resized; "hpsv2", the whole image with black beside it.
 
     Raises:
-      UserError: as `clip_files.read`.
+      UserError: as `clip_files.read`, or a CLIP of other sizes.
     """
     modes = {"clip": resize.clip, "cmmd": resize.cmmd, "hpsv2": resize.hpsv2}
     config.one_of("preprocessing", preprocessing, modes)
     read = clip_files.read(path, tokenizer, what, **fields)
     network = read.network
+    if what in _SIZES:
+        clip_files.check_sizes(read, _SIZES[what], what)
     prepare = modes[preprocessing](network.image_resolution, network.mean, network.std)
     return ClipExtractor(
         clip_files.name(network) if what.startswith("clip") else what,
@@ -282,7 +285,7 @@ def hpsv2(path: str | os.PathLike | None, tokenizer: str | os.PathLike | None) -
       path: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt.
       tokenizer: folder of any CLIP's vocabulary.
     """
-    huge = SIZES["ViT-H-14"]
+    huge = SIZES[_SIZES["hpsv2"]]
     return clip(
         path, "hpsv2", tokenizer, "hpsv2", activation=huge.activation,
         vision_heads=huge.vision_heads, transformer_heads=huge.transformer_heads,
@@ -307,11 +310,13 @@ def dinov2(
     found = weights_file.find(path, "dinov2")
     file = found / "model.safetensors" if found.is_dir() else found
     if not file.is_file():
+        torch_io.check_whole(found, "dinov2")
         raise UserError(
             f"dinov2={os.fspath(found)!r} has no model.safetensors; fetch "
             f"{weights_file.PUBLISHED['dinov2']}."
         )
-    network = _network(file, Dinov2, "dinov2", positions=positions, **fields)
+    told = {"positions": positions, **fields}
+    network = weights_file.network(file, Dinov2, "dinov2", told)
     model, prepare = network.model, resize.dinov2(size)
     return Extractor(
         f"dinov2-{_DINO.get(model.width, model.width)}{model.patch_size}",
@@ -322,18 +327,8 @@ def dinov2(
     )
 
 
+_SIZES = {"pickscore": "ViT-H-14", "hpsv2": "ViT-H-14"}  # of what is fine-tuned from such a CLIP
 _DINO = {384: "vits", 768: "vitb", 1024: "vitl", 1536: "vitg"}  # by their width
-
-
-def _network(path, kind, field, **fields):
-    """The network of a file, which must be of a kind."""
-    found = converted(path, fields, field=field)
-    if not isinstance(found.model, kind):
-        raise UserError(
-            f"{field}={os.fspath(path)!r} holds a {type(found.model).__name__}; give "
-            f"{weights_file.PUBLISHED[field]}."
-        )
-    return found
 
 
 def _about(path, preprocessing):

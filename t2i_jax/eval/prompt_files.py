@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import files, paths
-from t2i_jax.data.table import ENDINGS, read_table
+from t2i_jax.data.ledger import printable
+from t2i_jax.data.table import ENDINGS, FILE_KEYS, read_table
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import json_file, text_file
 from t2i_jax.values import shown
@@ -192,7 +193,7 @@ def dpg(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt],
 def plain(path: pathlib.Path, count: int | None, seed: int | None) -> tuple[list[Prompt], str]:
     """A text with a prompt in each line, a JSON list of them (HPSv2's), or a table with a column
     caption, text or prompt (DrawBench's: Prompts); the columns id (or uid) and category are read,
-    and all others become labels.
+    and all others become labels. Where every row names a file, ids that come twice are labels too.
     """
     del count, seed
     texts = _json_list(path) if path.suffix.lower() == ".json" else None
@@ -218,6 +219,7 @@ def natural(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
 
 
+_OF_COCO = ("images", "annotations")
 _NO_COCO = "give MS-COCO's captions_val2014.json"
 
 
@@ -247,8 +249,9 @@ def _of_type(kind, row, name, where):
 
 
 def _of_table(path):
-    named, prompts = f"prompts={paths.shown(path)}", []
-    for row in read_table(path, "prompts"):
+    named, prompts, rows = f"prompts={paths.shown(path)}", [], read_table(path, "prompts")
+    keys = _columns_of_ids(rows)
+    for row in rows:
         where = f"{named} line {row.line}"
         if row.reason:
             remedy = "repair the line, or read PartiPrompts as parti:FILE"
@@ -261,19 +264,38 @@ def _of_table(path):
             raise UserError(
                 f"{where}: {column}={shown(text)} is no prompt; write one, or remove the line."
             )
-        key = next((name for name in IDS if row.values.get(name) not in (None, "")), None)
+        key = next((name for name in keys if row.values.get(name) not in (None, "")), None)
         name = f"{len(prompts):05d}" if key is None else str(row.values[key])
         labels = {k: v for k, v in row.values.items() if k not in (column, key, "category")}
         prompts.append(Prompt(_one_line(text), name, str(row.values.get("category") or ""), labels))
     return prompts
 
 
+def _columns_of_ids(rows):
+    """The columns whose values name prompts: `IDS`, without those in which a value comes twice
+    where every row names a file, as numbers of classes do.
+    """
+    if not all(any(row.values.get(key) for key in FILE_KEYS) for row in rows):
+        return IDS
+    values = {name: [str(row.values.get(name)) for row in rows] for name in IDS}
+    return tuple(name for name in IDS if len(set(values[name])) == len(rows))
+
+
 def _json_list(path):
-    """The strings of a JSON list of nothing else; None: it is something else, a table maybe."""
+    """The strings of a JSON list of nothing else; None: it is something else, a table maybe.
+
+    Raises:
+      UserError: it has the form of COCO's captions.
+    """
     try:
         found = json_file.read(path, "prompts")
     except UserError:
         return None  # the reader of tables says what is wrong
+    if isinstance(found, dict) and all(isinstance(found.get(one), list) for one in _OF_COCO):
+        raise UserError(
+            f"prompts={paths.shown(path)} has the lists {' and '.join(_OF_COCO)}, as the captions "
+            f"of COCO; give it as coco:{printable(str(path))}."
+        )
     is_list = isinstance(found, list) and found and all(isinstance(one, str) for one in found)
     return found if is_list else None
 

@@ -60,6 +60,29 @@ def below(home: pathlib.Path, names: Sequence[str]) -> Mapping[str, Sequence[str
     return {folder: captions for folder, captions in found.items() if captions is not None}
 
 
+def likely_sheets(names: Sequence[str], sampled: Mapping[str, Sequence[str]]) -> list[str]:
+    """The images that are called as the sheet and lie beside images with names of `t2i sample`, in
+    none of the folders that `below` has found.
+
+    Args:
+      names: of the images. sampled: what `below` has found.
+    """
+    beside = {os.path.dirname(name) for name in names if numbers_of(name) is not None}
+    sheets = (name for name in names if os.path.basename(name) == SHEET)
+    return [one for one in sheets if os.path.dirname(one) in beside - sampled.keys()]
+
+
+def why_without(home: pathlib.Path, name: str) -> str:
+    """Why an image that `t2i sample` may have written has no caption in the folder HOME, in few
+    words; "" of an image of another name.
+    """
+    if numbers_of(name) is None:
+        return ""
+    if not (home / os.path.dirname(name) / CAPTIONS).is_file():
+        return f"{CAPTIONS} of t2i sample is not beside it"
+    return f"{CAPTIONS} beside it has not a line for each number of images, or others are there"
+
+
 def _captions(folder, names):
     if not (folder / CAPTIONS).is_file():
         return None

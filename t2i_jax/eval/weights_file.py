@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t2i_jax import config, files, paths
-from t2i_jax.convert import inception
+from t2i_jax.convert import Weights, inception, kind, weights
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import file
 
@@ -73,14 +73,16 @@ PUBLISHED: Mapping[str, Published] = {
 
 
 def find(path: str | os.PathLike | None, what: str) -> pathlib.Path:
-    """The file or folder that the user names, with `~` replaced by the home folder.
+    """The file or folder that the user names, with `~` replaced by the home folder; of a folder in
+    the cache of the Hugging Face hub the snapshot in it.
 
     Args:
       path: None: nothing was named. what: a key of `PUBLISHED`.
 
     Raises:
       UserError: nothing is named, or nothing is there: the sentence says what is missing, how large
-        it is and where it comes from; or it is no path, see `paths.given`.
+        it is and where it comes from; or it is no path, see `paths.given`; or there are several
+        snapshots.
     """
     config.one_of("weights", what, PUBLISHED)
     if path is None:
@@ -90,7 +92,58 @@ def find(path: str | os.PathLike | None, what: str) -> pathlib.Path:
         raise UserError(
             f"{what}={os.fspath(path)!r} is not there; fetch {PUBLISHED[what]}, and give its path."
         )
-    return found if found.is_dir() else file.check(found, what)
+    return _snapshot(found, what) if found.is_dir() else file.check(found, what)
+
+
+def network(
+    path: pathlib.Path, of: type, what: str, fields: Mapping[str, Any] | None = None
+) -> Weights:
+    """The network in a file, which must be of a class.
+
+    Args:
+      what: a key of `PUBLISHED`. fields: as in `convert.weights`.
+
+    Raises:
+      UserError: another network, whatever else is wrong with it or with the fields; or as
+        `convert.weights`.
+    """
+    try:
+        found = weights(path, fields or {}, field=what)
+    except UserError:
+        check_kind(path, of, what)
+        raise
+    _check_kind(path, type(found.model), of, what)
+    return found
+
+
+def check_kind(path: pathlib.Path, of: type, what: str) -> None:
+    """Refuses a file whose arrays have the names of another network than that of a class.
+
+    Args:
+      what: a key of `PUBLISHED`.
+
+    Raises:
+      UserError: another network, or as `convert.kind`.
+    """
+    _check_kind(path, kind(path, what), of, what)
+
+
+def _check_kind(path, found, of, what):
+    if not issubclass(found, of):
+        raise UserError(
+            f"{what}={os.fspath(path)!r} holds a {found.__name__}; give {PUBLISHED[what]}."
+        )
+
+
+def _snapshot(folder, what):
+    """The only snapshot in a folder of the hub's cache; another folder is given back."""
+    inside = sorted(one for one in (folder / "snapshots").glob("*") if one.is_dir())
+    if len(inside) > 1:
+        raise UserError(
+            f"{what}={os.fspath(folder)!r} has {len(inside)} snapshots; give one of them, as "
+            f"snapshots/{inside[0].name} in it."
+        )
+    return inside[0] if inside else folder
 
 
 def told_of_other(what: str, about: Mapping[str, Any]) -> str | None:

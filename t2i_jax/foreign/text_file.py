@@ -15,8 +15,8 @@ def read(path: pathlib.Path, named: str, most: int) -> str:
       named: the file in a sentence, "prompts=..." for example. most: bytes that it may have.
 
     Raises:
-      UserError: it can't be read, is no regular file, is larger, or is not UTF-8 (with a NUL
-        neither); with the line.
+      UserError: it can't be read, is no regular file, is larger, is not UTF-8 (with a NUL
+        neither; with the line), or ends its lines with carriage returns alone.
     """
     try:
         data = read_regular(path, most)
@@ -25,7 +25,12 @@ def read(path: pathlib.Path, named: str, most: int) -> str:
     wrong = data.find(b"\0")  # as in UTF-16 without its mark
     if wrong < 0:
         try:
-            return data.decode("utf-8-sig")
+            text = data.decode("utf-8-sig")
+            if "\r" in text.strip() and "\n" not in text:
+                raise UserError(
+                    f"{named} ends its lines with carriage returns alone; save it with \\n."
+                )
+            return text
         except UnicodeDecodeError as error:
             wrong = error.start
     line = data.count(b"\n", 0, wrong) + 1

@@ -103,9 +103,9 @@ class Recipe:
             evaluation = dataclasses.replace(self.evaluation, options=options)
             object.__setattr__(self, "evaluation", evaluation)
         if not isinstance(options, self.task.options):
-            wanted = self.task.options.__name__
+            given, wanted = type(options).__name__, self.task.options.__name__
             raise UserError(
-                f"evaluation.options={options!r} are those of another system; {kind} has {wanted}."
+                f"evaluation.options={given}(...) are those of another system; {kind} has {wanted}."
             )
         self.task.check_options(options)
         self._check_monitored(kind)

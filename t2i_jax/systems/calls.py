@@ -36,9 +36,9 @@ def with_changes(
     if options is None:
         options = kind()
     if not isinstance(options, kind):
-        raise UserError(
-            f"options={options!r} are those of another system; give {kind.__name__}(...)."
-        )
+        is_other = dataclasses.is_dataclass(options)
+        told = f"{type(options).__name__}(...)" if is_other else shown(options)
+        raise UserError(f"options={told} are those of another system; give {kind.__name__}(...).")
     known = config.fields_of(kind)
     for name in changes:
         if name not in known:

@@ -6,7 +6,7 @@ import pytest
 
 from t2i_jax.cli.prompts import read_prompts
 from t2i_jax.errors import UserError
-from t2i_jax.eval import prompt_files, sample_folder
+from t2i_jax.eval import prompt_files, prompts, sample_folder
 
 
 def test_the_numbers_of_a_folder_of_samples_are_no_part_of_its_prompts(tmp_path, capfd):
@@ -33,3 +33,15 @@ def test_a_table_without_such_a_column_is_refused(tmp_path):
     (tmp_path / "prompts.csv").write_text("name\nx\n")
     with pytest.raises(UserError, match="no column caption or text or prompt"):
         read_prompts(tmp_path / "prompts.csv")
+
+
+@pytest.mark.parametrize("text", ["a\rb\r", "a\rb"])
+def test_lines_that_end_with_carriage_returns_alone_are_no_single_prompt(tmp_path, text):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(text.encode())
+    for read in (read_prompts, prompts.read):
+        with pytest.raises(UserError, match="ends its lines with carriage returns alone; save it"):
+            read(path if read is read_prompts else str(path))
+    for fine in ("a\r\nb\r\n", "a\r", "a \r b\n"):
+        path.write_bytes(fine.encode())
+        read_prompts(path)

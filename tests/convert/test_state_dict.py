@@ -163,6 +163,101 @@ def test_what_is_passed_over_beside_the_usual_place_is_told(state, capsys):
     assert not capsys.readouterr().err
 
 
+def _without_dots(state, by=""):
+    return {name.replace(".", by): value for name, value in state.items()}
+
+
+def _lit(state):
+    """The average of latent-diffusion's LitEma."""
+    return {**_without_dots(state), "decay": np.float32(0.9), "num_updates": np.int32(3)}
+
+
+def test_an_average_that_lost_its_dots_is_taken_and_told(state, capsys):
+    """At the top, below a place, inside the module around the network, and with underscores; what
+    it does not average stays the network's own.
+    """
+    other = {key: value + 1 for key, value in state.items()}
+    trained = dict(list(state.items())[:-2])
+    vae = {f"vae.{key}": value for key, value in other.items()}
+    for loaded, taken, left in (
+        ({"model": other, "ema": _lit(state)}, "ema", "model"),
+        ({"model": other, "ema": _without_dots(state, "_")}, "ema", "model"),
+        ({**other, "model_ema": _lit(state)}, "model_ema", "the top"),
+        ({"state_dict": {**vae, "vae.model_ema": _lit(state)}}, "state_dict.vae.model_ema",
+         "state_dict.vae"),
+        ({"model": vae, "model_ema": _lit(_wrapped(state, "vae"))}, "model_ema", "model.vae"),
+        ({"model": other, "model_ema": _lit(trained)}, "model_ema", "model"),
+        ({**other, "ema": state}, "ema", "the top"),
+    ):  # fmt: skip
+        network, found, _ = convert._found(loaded, None)
+        assert network.model is t2i.VitVQGanVAE and found.keys() == state.keys()
+        partial = len(loaded.get("model_ema", ())) == len(trained) + 2
+        for name, value in found.items():
+            wanted = state if name in trained or not partial else other
+            np.testing.assert_array_equal(value, wanted[name])
+        told = capsys.readouterr().err
+        assert f"those at {taken} are taken and those at {left} are not" in told
+
+
+def test_two_averages_without_their_dots_are_refused(state):
+    with pytest.raises(UserError, match="2 averages of one network, at ema_1, ema_2;"):
+        convert._found({"model": state, "ema_1": _lit(state), "ema_2": _lit(state)}, None)
+
+
+def test_an_average_of_other_shapes_or_of_another_network_is_not_taken(state, capsys):
+    small = {key: np.zeros((2, *np.shape(value))) for key, value in state.items()}
+    of_others = {"unetin": np.ones(2), "unetout": np.ones(2)}
+    for name, average, told in (
+        ("ema", _lit(small), "those at model are taken and those at ema are not"),
+        ("ema", of_others, ""),
+    ):
+        _, found, _ = convert._found({"model": state, name: average}, None)
+        jax.tree.map(np.testing.assert_array_equal, found, dict(state))
+        said = capsys.readouterr().err
+        assert told in said and bool(told) == bool(said)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"optimizer": None, "lr_scheduler": None, "ds_config": {"a": 1}, "dp_world_size": 1},
+        {"epoch": 3},
+        {"step": np.int64(3), "optimizer": {"state": {0: {"exp_avg": np.ones(2)}}}},
+    ],
+)
+def test_a_module_beside_other_entries_is_a_place_of_weights(state, beside):
+    """As DeepSpeed and accelerate write it."""
+    other = {key: value + 1 for key, value in state.items()}
+    for loaded in (
+        {"module": state, **beside},
+        {**beside, "module": _wrapped(state, "module")},
+        {"state": {"module": state, **beside}},
+        {"module": other, "module_ema": state, **beside},
+        {"module": _counted(state, None), **beside},
+        {"module": state, "discarded": other, **beside},
+    ):
+        network, found, _ = convert._found(loaded, None)
+        assert network.model is t2i.VitVQGanVAE and found.keys() == state.keys()
+        jax.tree.map(np.testing.assert_array_equal, found, dict(state))
+
+
+def test_what_is_no_average_is_not_taken_for_one(state, capsys):
+    other = {key: value + 1 for key, value in state.items()}
+    for loaded, taken, left in (
+        ({"ema": state, "non_ema": other}, "ema", "non_ema"),
+        ({"model": state, "no_ema": other}, "model", "no_ema"),
+        ({"model": state, "withoutEMA": other}, "model", "withoutEMA"),
+        ({"ema": {"shadow": state, "backup": other}}, "ema.shadow", "ema.backup"),
+        ({"model": other, "emas": [state]}, "emas.0", "model"),
+    ):
+        _, found, _ = convert._found(loaded, None)
+        jax.tree.map(np.testing.assert_array_equal, found, dict(state))
+        told = capsys.readouterr().err
+        assert f"those at {taken} are taken and those at {left} are not" in told
+    with pytest.raises(UserError, match="2 networks of one kind, at emas.0, emas.1;"):
+        convert._found({"net": state, "emas": [state, other]}, None)
+
+
 def test_two_arrays_of_one_name_must_be_equal(state):
     name, value = next(iter(state.items()))
     assert convert._found({**state, f"module.{name}": value.copy()}, None)[1].keys() == state.keys()

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import pickle
+import shutil
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from t2i_jax import convert
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
-from t2i_jax.eval import clip_files, extractors, resize
+from t2i_jax.eval import clip_files, extractors, resize, weights_file
 from t2i_jax.eval.clip_score import PRESETS, clip_score
 from t2i_jax.models.openai_clip import MEAN, SIZES, STD
 from t2i_jax.systems.clip.text import ClipText
@@ -248,8 +249,7 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary, monkeyp
     fields = dict(activation="gelu", vision_heads=2, transformer_heads=4)
     with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
         extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
-    huge = dataclasses.replace(SIZES["ViT-H-14"], vision_heads=2, transformer_heads=4)
-    monkeypatch.setitem(SIZES, "ViT-H-14", huge)
+    monkeypatch.setitem(SIZES, "ViT-H-14", _of_sizes(clip_files.read(tmp_path).network))
     alone = extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
     np.testing.assert_array_equal(alone.tokenizer(_TO_MEND, 24)[0], words(_TO_MEND))
     for name in ("vocab.json", "merges.txt"):
@@ -264,6 +264,54 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary, monkeyp
         alone.text_features(["a"])
     with pytest.raises(UserError, match="does not tell its activation"):
         extractors.clip(tmp_path / "hps.pt")
+
+
+def _of_sizes(network):
+    """A ViT-H/14 in as many pixels, layers and channels as a network, and with its heads."""
+    sizes = ("embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size")
+    sizes += ("vision_heads", "transformer_heads")
+    return dataclasses.replace(
+        SIZES["ViT-H-14"], **{field: getattr(network, field) for field in sizes}
+    )
+
+
+def test_a_score_of_preference_is_that_of_a_clip_of_its_sizes(folder, tmp_path, monkeypatch):
+    """Any other would be scored under its name."""
+    _, path = folder
+    for what in ("pickscore", "hpsv2"):
+        with pytest.raises(UserError) as error:
+            extractors.clip(path, what=what)
+        said = str(error.value)
+        assert said.startswith(f"{what}='{path / 'model.safetensors'}' holds a CLIP of other sizes")
+        assert "those of ViT-H-14 (embed_dim=16 instead of 1024, image_resolution=16" in said
+        assert said.endswith(f"; fetch {weights_file.PUBLISHED[what]}.")
+    with pytest.raises(UserError, match="pickscore=.*vision_layers=1 instead of 32"):
+        extractors.pickscore(path)
+    huge, alike = SIZES["ViT-H-14"], _of_sizes(clip_files.read(path).network)
+    for field in ("embed_dim", "image_resolution", "vision_layers", "vision_width"):
+        other = dataclasses.replace(alike, **{field: getattr(huge, field)})
+        monkeypatch.setitem(SIZES, "ViT-H-14", other)
+        with pytest.raises(UserError, match=rf"of ViT-H-14 \({field}=\d+ instead of \d+\)"):
+            extractors.pickscore(path)
+    monkeypatch.setitem(SIZES, "ViT-H-14", alike)
+    assert extractors.pickscore(path).name == "pickscore"
+
+
+def test_a_clip_in_several_files_or_in_a_cache_of_the_hub(folder, tmp_path):
+    _, path = folder
+    cache = tmp_path / "models--openai--clip"
+    shutil.copytree(path, cache / "snapshots" / "abc")
+    assert extractors.clip(cache).about == extractors.clip(path).about
+    (cache / "snapshots" / "def").mkdir()
+    with pytest.raises(UserError, match="has 2 snapshots; give one of them, as snapshots/abc in"):
+        extractors.clip(cache)
+    shards = tmp_path / "shards"
+    shutil.copytree(path, shards)
+    (shards / "model.safetensors").unlink()
+    (shards / "model.safetensors.index.json").write_text("{}")
+    for read in (extractors.clip, extractors.pickscore, extractors.dinov2):
+        with pytest.raises(UserError, match=r"shards' is spread over several files \(sharded\)"):
+            read(shards)
 
 
 def test_names_of_published_networks():

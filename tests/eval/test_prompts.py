@@ -130,6 +130,21 @@ def test_plain_files(tmp_path, ending):
         assert found.by_category() == {"pets": [0]}
 
 
+def test_numbers_of_classes_are_no_ids_where_every_row_names_a_file(tmp_path):
+    table = tmp_path / "f.csv"
+    table.write_text("file,text,id,uid\nx.png,a,1,p\ny.png,b,1,q\n")
+    assert [(one.id, one.labels["id"]) for one in read(str(table)).prompts] == [
+        ("p", "1"),
+        ("q", "1"),
+    ]
+    table.write_text("file,text,id\nx.png,a,1\ny.png,b,1\n")
+    found = read(str(table)).prompts
+    assert [one.id for one in found] == ["00000", "00001"]
+    assert found[0].labels == {"file": "x.png", "id": "1"}
+    table.write_text("file,text,id\nx.png,a,1\ny.png,b,2\n")
+    assert [one.id for one in read(str(table)).prompts] == ["1", "2"]
+
+
 def test_sets_without_a_licence_are_read_as_they_are_published(tmp_path):
     """DrawBench's table and HPSv2's lists, which do not come with the package."""
     (tmp_path / "drawbench.csv").write_text('Prompts,Category\nA red car.,Colors\n"A, B",Text\n')
@@ -188,6 +203,8 @@ FROZEN_SEED = 1571692906037550781
         ("dpg:f.txt", "a", "is a file; give the folder"),
         ("f.csv", "name\nx\n", "line 2 has no column caption or text or prompt"),
         ("f.csv", "prompt,id\na,1\nb,1\n", "has the id '1' twice"),
+        ("f.csv", "file,prompt,id\nx.png,a,1\n,b,1\n", "has the id '1' twice"),
+        ("f.json", '{"images": [], "annotations": [], "info": {}}', r"; give it as coco:f.json\.$"),
         ("f.csv", "prompt,id\n ,1\n", "line 2: prompt=' ' is no prompt"),
         ("f.txt", "\n", "holds no prompts"),
         ("f.png", "a", "has no ending that is known"),

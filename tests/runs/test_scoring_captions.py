@@ -76,6 +76,38 @@ def test_every_column_that_names_an_image_pairs_captions_by_name(folders, measur
     )
 
 
+@pytest.mark.parametrize("named", ["whole", "linked", "from the table", "from here"])
+def test_a_table_may_name_images_by_their_paths(folders, tmp_path, monkeypatch, named):
+    files = sorted(folders[0].glob("*.png"))
+    monkeypatch.chdir(folders[0])
+    (tmp_path / "made").symlink_to(folders[0])
+    home = {
+        "whole": folders[0], "linked": tmp_path / "made", "from the table": "made",
+        "from here": f"../{folders[0].name}",
+    }[named]  # fmt: skip
+    rows = [{"file": f"{home}/{path.name}", "caption": path.stem} for path in files[::-1]]
+    table = tmp_path / "names.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    images = SourceImages(f"folder:{tmp_path / 'made'}", "images")
+    found = pairing.paired(images, prompts.read(str(table)), "made").of_images
+    assert [one.text for one, _ in found] == [path.stem for path in files]
+
+
+def test_a_name_of_a_table_that_fits_no_image_is_told(folders, tmp_path):
+    names = [path.name for path in sorted(folders[0].glob("*.png"))]
+    table = tmp_path / "names.csv"
+    for rows, told in (
+        ([name.removesuffix(".png") for name in names], "no caption for 000.png.*; 000 is of none"),
+        ([f"/elsewhere/{name}" for name in names], "; /elsewhere/000.png is of none"),
+        ([*names, "more.png"], "; more.png is of none"),
+        ([*names, names[3]], f"; {names[3]} comes twice"),
+    ):
+        table.write_text("\n".join(["file,caption", *(f"{name},x" for name in rows)]))
+        images = SourceImages(f"folder:{folders[0]}", "images")
+        with pytest.raises(UserError, match=rf"{told}\); give one for each, with the name of its"):
+            pairing.paired(images, prompts.read(str(table)), "made")
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_table_that_names_no_images_is_never_paired_by_its_order(folders, tmp_path, ending):
     rows = [{"image_file": path.name, "caption": "x"} for path in sorted(folders[0].glob("*.png"))]

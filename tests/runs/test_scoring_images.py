@@ -12,6 +12,7 @@ from PIL import Image
 
 from t2i_jax.cli import sample
 from t2i_jax.data.pipeline import DataConfig
+from t2i_jax.errors import UserError
 from t2i_jax.runs.scoring import features
 from t2i_jax.runs.scoring.held_out import HeldOutImages
 from t2i_jax.runs.scoring.sources import SourceImages
@@ -66,7 +67,10 @@ def test_a_folder_of_t2i_sample_is_its_images_with_their_captions(sampled, tmp_p
 
 
 @pytest.mark.parametrize("damage", ["none", "other", "unnumbered", "few", "named"])
-def test_a_file_that_is_called_as_the_sheet_is_an_image_elsewhere(sampled, tmp_path, damage):
+def test_a_file_that_is_called_as_the_sheet_is_an_image_elsewhere(
+    sampled, tmp_path, damage, capsys
+):
+    """And a line tells so, as its name is that of a sheet beside such images."""
     made = shutil.copytree(sampled, tmp_path / "made")
     if damage == "none":
         (made / "captions.txt").unlink()
@@ -81,6 +85,16 @@ def test_a_file_that_is_called_as_the_sheet_is_an_image_elsewhere(sampled, tmp_p
     images = SourceImages(f"folder:{made}", "images")
     assert images.split.count == 7
     assert "grid.png of t2i sample" not in images.passed_over().get("passed_over", {})
+    told = capsys.readouterr().err
+    assert told.count(f"t2i: images='folder:{made}' has grid.png among its images, as no cap") == 1
+    with pytest.raises(UserError) as error:
+        images.captions()
+    why = "of t2i sample is not beside it" if damage == "none" else "beside it has not a line for"
+    assert f"has no caption for 000-00.png (captions.txt {why}" in str(error.value)
+    for path in made.glob("*-*.png"):
+        path.rename(made / f"cup {path.name}")
+    SourceImages(f"folder:{made}", "images")
+    assert not capsys.readouterr().err
 
 
 def test_what_lies_with_images_and_is_not_measured_is_told(folders, tmp_path):

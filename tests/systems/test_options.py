@@ -47,3 +47,13 @@ def test_a_value_that_an_option_cannot_have_is_refused_in_a_sentence(kind, field
         for value in (np.True_, False, *([None] if hint is not bool else [])):
             made = calls.with_changes(kind, None, {field: value}, {})
             assert getattr(made, field) is (value if value is None else bool(value))
+
+
+def test_options_of_another_system_are_named_by_their_class():
+    other = t2i_jax.ImagenOptions()
+    for options, told in ((other, "ImagenOptions(...)"), ({"a": 1}, "{'a': 1}")):
+        with pytest.raises(UserError) as error:
+            calls.with_changes(t2i_jax.PartiOptions, options, {})
+        assert str(error.value) == (
+            f"options={told} are those of another system; give PartiOptions(...)."
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -76,7 +78,7 @@ def paired(files: SourceImages, captions: PromptSet, spec: str) -> Paired:
         raise _without_names(captions, by_file.index(None))
     own = _names(files)
     if own is not None and None not in by_file:
-        return Paired(_by_name(dict(zip(by_file, captions.prompts)), own, captions, spec))
+        return Paired(_by_name(by_file, own, captions, files, spec))
     if is_table:
         raise UserError(
             f"captions={paths.shown(captions.source)} names files, and images={paths.shown(spec)} "
@@ -94,21 +96,55 @@ def paired(files: SourceImages, captions: PromptSet, spec: str) -> Paired:
     return Paired([plain[places[row]] for row in range(len(own))], "in the order of their numbers")
 
 
-def _by_name(by_name, own, captions, spec):
-    places = own
-    if any(name not in by_name for name in own):
-        by_name = {spelled(name): prompt for name, prompt in by_name.items()}
-        places = [spelled(name) for name in own]
+def _by_name(by_file, own, captions, files, spec):
+    """The prompts of images by the names that a table has for their files: as they are below the
+    folder of the images, in another spelling, or as paths.
+    """
+    for spell in (str, spelled, *_readings(captions, files)):
+        by_name = {spell(name): prompt for name, prompt in zip(by_file, captions.prompts)}
+        places = own if spell is str else [spelled(name) for name in own]
+        if all(place in by_name for place in places):
+            break
     lost = [name for name, place in zip(own, places, strict=True) if place not in by_name]
     if lost or not len(own) == len(by_name) == len(captions):
         first = printable(lost[0]) if lost else "some files"
         raise UserError(
             f"captions={paths.shown(captions.source)} has no caption for {first} of "
             f"images={paths.shown(spec)}, or several for one ({counted(len(captions), 'caption')} "
-            f"of {counted(len(by_name), 'name')} for {counted(len(own), 'image')}); give one for "
-            "each."
+            f"of {counted(len(by_name), 'name')} for {counted(len(own), 'image')}"
+            f"{_odd_name(by_file, own)}); give one for each, with the name of its file there."
         )
     return [(by_name[place], 0) for place in places]
+
+
+def _odd_name(by_file, own):
+    """What is told of the first name of a table that no image has, or of the first that comes
+    twice.
+    """
+    known, seen = {spelled(name) for name in own}, set()
+    for name in by_file:
+        place = spelled(name)
+        if place not in known or place in seen:
+            return f"; {printable(name)} {'comes twice' if place in known else 'is of none'}"
+        seen.add(place)
+    return ""
+
+
+def _readings(captions, files):
+    """The ways to read the names of a table as paths, whole or from the table's folder or the
+    current one: each gives the name of that file below the folder of the images.
+    """
+    about = files.about()
+    if about["kind"] != "folder":
+        return []
+    home = os.path.realpath(paths.given("images", about["path"]))
+
+    def below(name, start):
+        folder, file = os.path.split(os.path.join(start, spelled(name)))
+        return spelled(os.path.relpath(os.path.join(os.path.realpath(folder), file), home))
+
+    table = os.path.dirname(paths.given("captions", captions.source))
+    return [functools.partial(below, start=start) for start in (table, os.curdir)]
 
 
 def _by_set(own, captions, spec) -> Paired | None:

@@ -19,6 +19,7 @@ from t2i_jax import paths
 from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.folder import NO_IMAGES, in_place_of
 from t2i_jax.data.image_file import LEAST_SIDE
+from t2i_jax.data.ledger import printable
 from t2i_jax.data.source import (
     EMBEDDED,
     KINDS,
@@ -68,7 +69,7 @@ class SourceImages:
     ):
         self.spec = spec
         self.source: Source = open_source(spec, image_size=size or _BUILT_IN_SIZE, split=split)
-        self._sampled = _sampled(spec, self.source)
+        self._sampled = _sampled(spec, self.source, field)
         self._records, self._beside = _records(self.source, self._sampled, each_row)
         if len(self._records) < 2:
             raise UserError(
@@ -113,8 +114,9 @@ class SourceImages:
                 caption = self._caption(self._records[index])
             except BadSample as bad:
                 raise UserError(
-                    f"images={paths.shown(self.spec)} has no caption for {bad.name} ({bad.reason});"
-                    " give --captions FILE with one for each image."
+                    f"images={paths.shown(self.spec)} has no caption for {bad.name} "
+                    f"({self._why(bad) or bad.reason}); give --captions FILE with one for each "
+                    "image."
                 ) from None
             if caption is None:
                 raise UserError(
@@ -137,6 +139,13 @@ class SourceImages:
                 raise
             return clean_caption(captions[numbers[0]], name)
 
+    def _why(self, bad):
+        """Why a record of a folder of `t2i sample` has no caption; "" of another one."""
+        kind, _, place = self.spec.partition(":")
+        if kind != "folder":
+            return ""
+        return sample_folder.why_without(paths.given("images", place), bad.name)
+
     def key(self, shard: int) -> str:
         """A key that tells the images from what they were at another time, by the sizes and times
         of their files and the version of their set, and from those of another split.
@@ -158,13 +167,22 @@ class SourceImages:
         return {"passed_over": dict(sorted(told.items()))} if told else {}
 
 
-def _sampled(spec, source):
-    """The captions of each folder of `t2i sample` in a folder, by its path below that."""
+def _sampled(spec, source, field):
+    """The captions of each folder of `t2i sample` in a folder, by its path below that; a line tells
+    of what may be the sheet of such a folder that is none any more.
+    """
     kind, _, place = spec.partition(":")
     if kind != "folder":
         return {}
     names = [source.image_name(record) for record in range(len(source))]
-    return sample_folder.below(paths.given("folder", place), names)
+    found = sample_folder.below(paths.given("folder", place), names)
+    if sheets := sample_folder.likely_sheets(names, found):
+        tell(
+            f"{field}={paths.shown(spec)} has {printable(sheets[0])} among its images, as no "
+            f"{sample_folder.CAPTIONS} beside it has a line for each number of theirs, or other "
+            "images are there; remove it where it is the sheet of t2i sample"
+        )
+    return found
 
 
 def _records(source, sampled, each_row):
