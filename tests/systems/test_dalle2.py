@@ -321,7 +321,7 @@ def test_the_command_line(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no run in the folder runs"):
         dream.dream(CAPTIONS[0])
     monkeypatch.setenv("T2I_RUN", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="^T2I_RUN=.* is the folder of no run"):
         dream.dream(CAPTIONS[0])
     with pytest.raises(UserError, match="caption=' ' says nothing"):
         dream.dream(" ")
