@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from t2i_jax.errors import UserError
 
+_BLOCK = 2048  # rows that are in float64 at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
@@ -35,10 +37,15 @@ class Moments:
         Raises:
           UserError: no rows, another number of axes, or a value that is not finite.
         """
-        features_ND = checked(features_ND, "features", first)
-        mean_D = features_ND.mean(axis=0)
-        centred_ND = features_ND - mean_D
-        return cls(len(features_ND), mean_D, centred_ND.T @ centred_ND)
+        rows_ND = _finite(features_ND, "features", first)
+        count, width = rows_ND.shape
+        mean_D = rows_ND.mean(axis=0, dtype=np.float64)
+        scatter_DD, block_BD = np.zeros((width, width)), np.empty((min(_BLOCK, count), width))
+        for start in range(0, count, _BLOCK):
+            rows_BD = rows_ND[start : start + _BLOCK]
+            centred_BD = np.subtract(rows_BD, mean_D, out=block_BD[: len(rows_BD)])
+            scatter_DD += centred_BD.T @ centred_BD
+        return cls(count, mean_D, scatter_DD)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets together (Chan, Golub and LeVeque 1979, equations 2.1).
@@ -96,10 +103,14 @@ def checked(features: ArrayLike, name: str, first: int = 0) -> np.ndarray:
     Raises:
       UserError: no rows, another number of axes, or a value that is not finite.
     """
+    return _finite(features, name, first).astype(np.float64)
+
+
+def _finite(features, name, first) -> np.ndarray:
+    """Features (N, D) in their own type, as `checked` takes them."""
     found = np.asarray(features)
     if found.ndim != 2 or not found.size:
         raise UserError(f"{name} have the shape {found.shape}; give one row or more as (N, D).")
-    found = found.astype(np.float64)
     if not np.isfinite(found).all():
         row = first + int(np.argmin(np.isfinite(found).all(axis=1)))
         raise UserError(f"{name} are not finite in row {row}; look at the image it belongs to.")
