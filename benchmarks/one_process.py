@@ -137,7 +137,7 @@ def turns(
     ours, theirs, ours.
 
     Args:
-      compiled: whether their networks run under `torch.compile`; the warm-up is two units then.
+      compiled: whether their networks run under `torch.compile`; the warm-up is three units then.
       peer: "theirs", the package, or "cached", a loop that keeps keys and values.
 
     Returns:
@@ -153,8 +153,8 @@ def turns(
     if compiled:
         _compile(theirs.compilable())
     first = _seconds(theirs.run if compiled else theirs.warm_up)
-    if compiled:
-        first += _seconds(theirs.run)  # the second time some sizes are made variables: it compiles
+    for _ in range(2 if compiled else 0):  # it compiles again in the second, and in the third unit
+        first += _seconds(theirs.run)
     ours.warm_up()
     times = [(_seconds(theirs.run), _seconds(ours.run)) for _ in range(repeats)]
     rates = limits.machine()
