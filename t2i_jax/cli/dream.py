@@ -79,12 +79,13 @@ def _run_of(run: pathlib.Path | None) -> pathlib.Path:
     if run is not None:
         return paths.given("run", run)
     if told := os.environ.get("T2I_RUN"):
-        if not is_run(paths.given("T2I_RUN", told)):
+        chosen = paths.given("T2I_RUN", told)
+        if not is_run(chosen):
             raise UserError(
                 f"T2I_RUN={paths.shown(told)} is the folder of no run; set this environment "
                 "variable to another one, or give --run FOLDER."
             )
-        return paths.given("T2I_RUN", told)
+        return chosen
     home = pathlib.Path(_RUNS)
     found = [one for one in home.iterdir() if is_run(one)] if home.is_dir() else []
     if not found:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from t2i_jax import files
 from t2i_jax.errors import UserError
-from t2i_jax.eval import protocol
+from t2i_jax.eval import protocol, sample_folder
 from t2i_jax.runs.scoring import generate, page
 from t2i_jax.systems import prompting
 from tests.e2e.command import inside, refused
@@ -513,6 +513,13 @@ def test_intervals_of_a_judge_count_images_of_one_prompt_as_such(run, tmp_path):
         assert [("prompts" in one) == has_several for one in told] == [True] * len(told), told
     parts = _results(tmp_path / "four")["categories"]["judge_shapes"]
     assert all("by prompts" in one["interval"]["method"] for one in parts.values())
+
+
+def test_the_numbers_of_a_folder_of_samples_are_told_once(run, tmp_path):
+    sample_folder.write_captions(tmp_path, _PROMPTS[:2])
+    words = ("--prompts", tmp_path / "captions.txt", "--guidance", "1,2", "--out", tmp_path / "out")
+    told = inside("evaluate", run / "run", *words, "--batch-size", 2).stderr
+    assert told.count("captions.txt' have the numbers of t2i sample in front") == 1, told
 
 
 def test_all_prompts_are_read_before_images_are_made_for_the_first(run, tmp_path, monkeypatch):

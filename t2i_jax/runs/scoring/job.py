@@ -16,7 +16,17 @@ from t2i_jax.eval import layout
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring import generate, networks, page, plan, sizes, sources, subjects, sweep
+from t2i_jax.runs.scoring import (
+    generate,
+    networks,
+    page,
+    pairing,
+    plan,
+    sizes,
+    sources,
+    subjects,
+    sweep,
+)
 from t2i_jax.runs.scoring.features import BATCH_SIZE
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
@@ -29,7 +39,7 @@ from t2i_jax.runs.scoring.reference import (
     open_reference,
 )
 from t2i_jax.runs.scoring.results import read_results
-from t2i_jax.runs.scoring.score import Images, Measures, check, score
+from t2i_jax.runs.scoring.score import GENERATED, Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
 from t2i_jax.systems import calls, notices
 from t2i_jax.words import counted
@@ -216,6 +226,8 @@ def evaluate_run(
     """
     if job.protocol is not None:
         job.protocol.check_prompts(prompts)
+    with _told_once():
+        prompts = pairing.unnumbered(prompts, "prompts")
     loaded = functools.cache(lambda: generate.loaded(run, step, job.mesh))
     measures, reference = job.opened(build, lambda: sources.size_of_run(recipe, loaded()))
     if isinstance(reference, ImagesReference):
@@ -305,14 +317,12 @@ def _nearest(images: Images, reference, measures, out):
     """
     from t2i_jax.runs.scoring import features
 
-    told = {} if measures.protocol is None else measures.protocol.about()
     for network, some in measures.extractors.items():
         for extractor in some:
             layer = page.layer_of_neighbours(extractor.name)
             if layer is None or reference is None or not measures.compares(network):
                 continue
-            home = out / "features" / "generated"
-            folder = features.folder_of(home, extractor, measures.layers(network), told)
+            folder = measures.folder(out / GENERATED, extractor, measures.layers(network))
             own = features.Features(folder, images.files.split)
             try:
                 others = reference.features(extractor.name, layer, "fid")

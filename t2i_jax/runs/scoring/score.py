@@ -32,6 +32,7 @@ from t2i_jax.systems import notices
 from t2i_jax.text.encoder import told_of_lengths
 
 TIMES = "times.json"
+GENERATED = "features/generated"  # the features of generated images, below the folder of results
 SCHEMA = 1
 _LEAST_IN_CATEGORY = 2
 
@@ -81,6 +82,18 @@ class Measures:
         """The layers of a network that the metrics need."""
         found = (metric_of(name) for name in self.metrics)
         return next(one.layers for one in found if one.network == network)
+
+    def folder(
+        self, home: pathlib.Path, extractor: Extractor, layers: tuple[str, ...]
+    ) -> pathlib.Path:
+        """The folder for the features of an extractor, see `features.folder_of`."""
+        told = {} if self.protocol is None else self.protocol.about()
+        return features.folder_of(home, extractor, layers, told)
+
+    @property
+    def bring(self) -> Callable[[np.ndarray], np.ndarray]:
+        """What is done with an image before an extractor gets it."""
+        return _as_it_is if self.protocol is None else self.protocol.bring
 
     def compares(self, network: str) -> bool:
         """Whether a metric of a network compares with real images."""
@@ -206,7 +219,7 @@ def measure_shard(files: Any, measures: Measures, out: pathlib.Path, shard: int)
     """
     for extractor, layers, folder in _generated(measures, out):
         features.compute_shard(
-            files, extractor, layers, folder, _bring(measures), shard, measures.batch_size
+            files, extractor, layers, folder, measures.bring, shard, measures.batch_size
         )
 
 
@@ -221,33 +234,25 @@ def is_measured(files: Any, measures: Measures, out: pathlib.Path, shard: int) -
 
 def _generated(measures, out):
     """(extractor, layers, folder of its features of generated images) of each extractor."""
-    told = {} if measures.protocol is None else measures.protocol.about()
     for network, some in measures.extractors.items():
         layers = measures.layers(network)
         for extractor in some:
-            home = out / "features" / "generated"
-            yield extractor, layers, features.folder_of(home, extractor, layers, told)
-
-
-def _bring(measures):
-    return _as_it_is if measures.protocol is None else measures.protocol.bring
+            yield extractor, layers, measures.folder(out / GENERATED, extractor, layers)
 
 
 def _features(images, reference, measures, out, shared, share, progress, network, extractor):
-    told = {} if measures.protocol is None else measures.protocol.about()
-
     def compute(home, some, extractor, layers):
-        folder = features.folder_of(home, extractor, layers, told)
         return features.compute(
-            some, extractor, layers, folder, _bring(measures), share, measures.batch_size, progress
-        )
+            some, extractor, layers, measures.folder(home, extractor, layers), measures.bring,
+            share, measures.batch_size, progress,
+        )  # fmt: skip
 
     layers = measures.layers(network)
     if reference is not None and measures.compares(network):
         home = shared / "features" / "reference"
         of_home, needs_features = functools.partial(compute, home), measures.needs_features(network)
         reference.prepare(extractor, layers, of_home, needs_features)
-    return compute(out / "features" / "generated", images.files, extractor, layers)
+    return compute(out / GENERATED, images.files, extractor, layers)
 
 
 def _measured(images, reference, measures, found):

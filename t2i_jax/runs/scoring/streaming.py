@@ -34,13 +34,10 @@ def generate(
     """
     for shard in progress(list(share.mine(shards.split.shards))):
         is_whole = shards.is_whole(shard)
-        if is_measured(shard):
-            if not is_whole:  # killed while they were removed
-                shards.drop(shard, KEPT)
-            continue
-        if not is_whole:
-            make(shard)
-        measure(shard)
-        if not is_whole:
+        if not is_measured(shard):
+            if not is_whole:
+                make(shard)
+            measure(shard)
+        if not is_whole:  # a measured one was killed while they were removed
             shards.drop(shard, KEPT)
     processes.gather(None)

@@ -56,7 +56,7 @@ def of_run(
     Raises:
       UserError: the run makes no images from captions, or OUT was begun with another plan.
     """
-    system, prompts = generate.checked(system), pairing.unnumbered(prompts, "prompts")
+    system = generate.checked(system)
     if prompts.kind in layout.LAYOUTS:
         layout.check(out / prompts.kind, prompts)
     split = Split(len(prompts) * prompts.images_per_prompt, shard_size)
