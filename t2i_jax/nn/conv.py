@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from t2i_jax import sharding
-from t2i_jax.nn.convolution import convolve
+from t2i_jax.nn.convolution import convolve, enlarge
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
@@ -175,10 +175,6 @@ class Upconv(nn.Module):
     """A transposed convolution with a 4x4 window, stride 2 and padding 1: twice as many rows and
     columns (`torch.nn.ConvTranspose2d(in, out, 4, 2, 1)`).
 
-    Each of the four kinds of output pixel sees 2x2 input pixels, so all four are one 2x2
-    convolution with four times the channels; nothing is multiplied with the zeros that a dilated
-    input has.
-
     Attributes:
       features: output channels.
     """
@@ -189,19 +185,14 @@ class Upconv(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, 2 rows, 2 columns, features)."""
-        rows, columns, channels = x_BHWC.shape[1:]
         init = boxed(_uniform_transposed, None, None, "conv_in", "conv_out")
-        kernel = parameter(self, "kernel", init, (4, 4, channels, self.features), jnp.float32)
+        shape = (4, 4, x_BHWC.shape[-1], self.features)
+        kernel = parameter(self, "kernel", init, shape, jnp.float32)
         bias = parameter(
             self, "bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32
         )
-        # [tap, parity of the output row, tap, parity of its column, in, out]
-        parts = kernel[::-1, ::-1].reshape(2, 2, 2, 2, channels, self.features)
-        one = rearrange(parts, "t a u b i o -> t u i (a b o)").astype(self.dtype)
-        y = convolve(x_BHWC.astype(self.dtype), one, 1, 1)
-        y = y.reshape(*y.shape[:3], 2, 2, self.features)
-        pixels = [y[:, a : a + rows, b : b + columns, a, b] for a in range(2) for b in range(2)]
-        return rearrange(pixels, "(a b) n h w o -> n (h a) (w b) o", a=2) + bias.astype(self.dtype)
+        y = enlarge(x_BHWC.astype(self.dtype), kernel.astype(self.dtype))
+        return y + bias.astype(self.dtype)
 
 
 def _uniform_transposed(key, shape, dtype=jnp.float32):

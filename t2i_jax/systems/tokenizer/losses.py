@@ -64,9 +64,13 @@ DISCRIMINATOR: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def slopes(logits_of: Callable[[Array], Array], image_BHWC: Array) -> Array:
-    """(B,) squared norm of the gradient of an image's summed logits with respect to its pixels."""
-    gradient = jax.grad(lambda image: jnp.sum(logits_of(image)))(image_BHWC)
+def slopes(pull_back: Callable[[Array], tuple[Array]], logits: Array) -> Array:
+    """(B,) squared norm of the gradient of an image's summed logits with respect to its pixels.
+
+    Args:
+      pull_back: from a cotangent of the logits to (that of the images,), as of `jax.vjp`.
+    """
+    (gradient,) = pull_back(jnp.ones_like(logits))
     return jnp.sum(gradient**2, axis=(1, 2, 3))
 
 

@@ -241,9 +241,12 @@ class TokenizerTask(SystemTask):
         fmap = self._encode(generator, stats, image).fmap
         fake = jax.lax.stop_gradient(self._apply(generator, fmap, method="decode"))
         logits_of = self._logits(params)
-        fake_logits, real_logits = logits_of(fake), logits_of(image)
+        fake_logits = logits_of(fake)
+        # one forward pass of the real images is that of the penalty too, so that the gradients of
+        # both go back through it together
+        real_logits, pull_back = jax.vjp(logits_of, image)
         game = losses.DISCRIMINATOR[self.gan_loss](fake_logits, real_logits)
-        penalty = self._penalty(logits_of, image, step)
+        penalty = self._penalty(pull_back, real_logits, step)
         on = jnp.where(step >= self.gan_start, 1.0, 0.0)
         loss = on * (game + penalty)
         metrics = {"discriminator_loss": loss, "penalty": penalty}
@@ -270,7 +273,8 @@ class TokenizerTask(SystemTask):
 
         A forward and a backward pass count as three forward passes. The discriminator needs one
         more forward pass of the tokenizer; for the tokenizer's loss it is run forward and back
-        once, for its own loss on a fake and a real image.
+        once, for its own loss on a fake and a real image, and for the penalty back once more, with
+        gradients of that.
         """
         image, weights = (
             jax.ShapeDtypeStruct(self._blank().shape, jnp.float32),
@@ -291,7 +295,8 @@ class TokenizerTask(SystemTask):
             shapes = sharding.unbox(
                 jax.eval_shape(self.discriminator.init, jax.random.key(0), image)
             )
-            discriminator = 8 * flops_of(self.discriminator.apply, shapes, image) + tokenizer
+            passes = 8 + (3 / self.penalty_every if self.penalty != "none" else 0)
+            discriminator = passes * flops_of(self.discriminator.apply, shapes, image) + tokenizer
         return batch_size * (tokenizer + backward + perceptual + discriminator)
 
     def _encoded(self, generator, stats, image, key):
@@ -398,13 +403,13 @@ class TokenizerTask(SystemTask):
         _, pull_back = jax.vjp(of, kernel)
         return lambda cotangent: pull_back(cotangent)[0]
 
-    def _penalty(self, logits_of, image, step):
+    def _penalty(self, pull_back, logits, step):
         if self.penalty == "none":
             return jnp.float32(0)
         scale = self.penalty_weight * (self.penalty_every if self.penalty == "r1" else 1)
 
         def compute():
-            return scale * losses.PENALTIES[self.penalty](losses.slopes(logits_of, image))
+            return scale * losses.PENALTIES[self.penalty](losses.slopes(pull_back, logits))
 
         if self.penalty_every == 1:
             return compute()
