@@ -17,6 +17,7 @@ from einops import rearrange
 from t2i_jax import sharding
 from t2i_jax.nn.convolution import convolve, enlarge
 from t2i_jax.nn.parameter import parameter
+from t2i_jax.nn.row_sums import FEW, to_few
 from t2i_jax.types import Array
 
 # U(+-1/sqrt(fan in)): the initialisation of the PyTorch packages, so that training runs compare.
@@ -99,7 +100,8 @@ class Dense(nn.Module):
                 (x.shape[-1], self.features),
                 jnp.float32,
             )
-            y = rows @ kernel.astype(self.dtype)
+            product = to_few if self.features <= FEW and rows.ndim == 2 else jnp.matmul
+            y = product(rows, kernel.astype(self.dtype))
         if self.bias:
             bias = parameter(
                 self,

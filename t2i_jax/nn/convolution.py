@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from t2i_jax.nn.row_sums import product_of_rows
 from t2i_jax.types import Array
 
 
@@ -97,8 +98,7 @@ def _to_kernel(stride, padding, shape, swapped, x, y):
 
 @jax.custom_vjp
 def _enlarged(x, kernel):
-    few = math.prod(x.shape[:3]) <= 8 * kernel.shape[3]
-    on_cpu = _by_taps if few else _by_kinds
+    on_cpu = _by_taps if _are_few(x, kernel.shape[3]) else _by_kinds
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_by_kinds)
 
 
@@ -123,8 +123,11 @@ def _to_input_back(stride, padding, shape, kept, x):
 def _enlarged_back(kept, y):
     x, kernel, y = jax.lax.optimization_barrier((*kept, y))
     strided = kernel.swapaxes(2, 3)
+    back = jax.linear_transpose(lambda x: _by_taps(x, kernel), x)
+    on_cpu = {"cpu": lambda y, _: back(y)[0]} if _are_few(x, kernel.shape[3]) else {}
+    of_input = functools.partial(_convolution, 2, 1)
     return (
-        _convolution(2, 1, y, strided),
+        jax.lax.platform_dependent(y, strided, default=of_input, **on_cpu),
         _in_order(_to_kernel(2, 1, strided.shape, True, y, x)),
     )
 
@@ -217,11 +220,16 @@ def _input_in_turn(y_BHWC, kernel_KKIO, padding):
     around takes longer than the convolution with it, since there are few positions for its
     features, and where the channels do not fill a vector.
     """
-    features = y_BHWC.shape[3]
     if kernel_KKIO.shape[2] < 16:
-        return _taps_of_channels(y_BHWC, kernel_KKIO, padding)
-    few = math.prod(y_BHWC.shape[:3]) <= 8 * features
-    return (_all_taps if few else _turned_around)(y_BHWC, kernel_KKIO, padding)
+        form = _taps_of_channels
+    else:
+        form = _all_taps if _are_few(y_BHWC, y_BHWC.shape[3]) else _turned_around
+    return form(y_BHWC, kernel_KKIO, padding)
+
+
+def _are_few(x_BHWC, features):
+    """Whether there are so few positions that making another kernel of one takes long."""
+    return math.prod(x_BHWC.shape[:3]) <= 8 * features
 
 
 def _turned_around(y_BHWC, kernel_KKIO, padding):
@@ -261,7 +269,7 @@ def _kernel_in_turn(x_BHWC, y_BHWC, channels_last):
     channels lie innermost.
     """
     if x_BHWC.shape[:3] == y_BHWC.shape[:3]:  # a window of one pixel
-        return jnp.einsum("bhwi,bhwo->io", x_BHWC, y_BHWC)[None, None]
+        return product_of_rows(*(t.reshape(-1, t.shape[3]) for t in (x_BHWC, y_BHWC)))[None, None]
     channels, features = x_BHWC.shape[3], y_BHWC.shape[3]
     large = math.prod(y_BHWC.shape[1:3]) >= 4096  # beside which more zeros are few
     fewer = features < min(16, channels) or (large and channels >= 2 * features)
