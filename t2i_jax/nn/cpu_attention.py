@@ -164,10 +164,11 @@ def _product(x_BNMX, y_BGXY):
 
 
 def _over_rows(x_BNMD, y_BNMK, groups):
-    """(B, G, K, D): of each group the sum of y x over its rows, made as x y, (D, K), so that the
-    smaller array is the one that is turned around.
+    """(B, G, K, D): of each group the sum of y x over its rows. The smaller of the two arrays is
+    turned around.
     """
     x_BGRD, y_BGRK = (t.reshape(len(t), groups, -1, t.shape[-1]) for t in (x_BNMD, y_BNMK))
-    turned_BGDR = _apart(x_BGRD.swapaxes(2, 3))
-    out_BGDK = jnp.matmul(turned_BGDR, y_BGRK, preferred_element_type=jnp.float32)
-    return _apart(out_BGDK).swapaxes(2, 3).astype(x_BNMD.dtype)
+    small, large = (x_BGRD, y_BGRK) if x_BGRD.shape[-1] < y_BGRK.shape[-1] else (y_BGRK, x_BGRD)
+    turned = _apart(small.swapaxes(2, 3))
+    out = _apart(jnp.matmul(turned, large, preferred_element_type=jnp.float32))
+    return (out.swapaxes(2, 3) if small is x_BGRD else out).astype(x_BNMD.dtype)
