@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax.nn import convolution
+from t2i_jax.nn import convolution, row_sums
 from t2i_jax.nn.conv import depthwise
 from t2i_jax.nn.convolution import convolve
 
@@ -86,6 +86,51 @@ def test_convolution_and_its_derivatives(size, side, stride, padding, channels):
         return f(x, kernel), jax.grad(_penalty(f), (0, 1))(x, kernel)
 
     _close(run(ours, x, kernel), run(theirs, x, kernel))
+
+
+@pytest.mark.parametrize(
+    ("size", "features"),
+    [(3, 4), (5, 2)],  # few positions for the features, which are products for each tap; many
+)
+def test_a_transposed_convolution_and_its_derivatives(key, size, features):
+    keys = jax.random.split(key, 2)
+    x = jax.random.normal(keys[0], (2, size, size, 3))
+    kernel = jax.random.normal(keys[1], (4, 4, 3, features)) / 7
+
+    def theirs(x, kernel):
+        like = jax.ShapeDtypeStruct((2, 2 * size, 2 * size, features), jnp.float32)
+        strided = kernel.swapaxes(2, 3)
+        return jax.linear_transpose(lambda y: _whole(y, strided, 2, 1), like)(x)[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(f):
+        return f(x, kernel), jax.grad(_penalty(f), (0, 1))(x, kernel)
+
+    _close(run(convolution.enlarge), run(theirs))
+    assert convolution._are_few(x, features) == (size == 3)
+
+
+def test_the_gradient_of_a_kernel_over_either_channels(key):
+    # a large image with twice the channels goes over its features, see `_kernel_in_turn`
+    keys = jax.random.split(key, 3)
+    x, y = (
+        jax.random.normal(each, (2, size, size, channels)) / size
+        for each, size, channels in ((keys[0], 66, 6), (keys[1], 64, 3))
+    )
+    either = [jax.jit(convolution._kernel_in_turn, static_argnums=2)(x, y, last) for last in (0, 1)]
+    back = jax.linear_transpose(lambda k: _whole(x, k, 1, 0), jnp.zeros((3, 3, 6, 3)))
+    _close(either, [back(y)[0]] * 2)
+
+
+@pytest.mark.parametrize("features", [3, 6])
+def test_a_product_over_rows_with_few_columns_and_many(key, features):
+    keys = jax.random.split(key, 3)
+    x, kernel = jax.random.normal(keys[0], (40, 7)), jax.random.normal(keys[1], (7, features)) / 3
+
+    def run(product):
+        return jax.jit(jax.value_and_grad(lambda *a: jnp.sum(product(*a) ** 3), (0, 1)))(x, kernel)
+
+    _close(run(row_sums.to_few), run(jnp.matmul))
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 3)])
