@@ -310,7 +310,7 @@ def _sampled(keys_B, logits_BMV, places_BM, sampling, temperature):
 
     noise_BMV = jax.vmap(jax.vmap(noise, (None, 0)))(keys_B, places_BM)
     drawn_BMV = rows.reshape(logits_BMV.shape) + temperature * noise_BMV
-    return jnp.argmax(drawn_BMV, axis=-1).astype(jnp.int32)
+    return filters.largest(drawn_BMV)
 
 
 def _confidence(keys_B, log_p_BN, order_N, sampling, temperature):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax.decoding.logits import guide, plausible, sample, top_k, top_p
+from t2i_jax.decoding.logits import guide, largest, plausible, sample, top_k, top_p
 
 
 def _logits(key, rows=4, vocabulary=50):
@@ -61,6 +61,14 @@ def test_temperature_zero_is_the_likeliest_and_dropped_tokens_are_never_drawn(ke
     keys = jax.random.split(key, 4)
     assert np.array_equal(sample(keys, logits, 0.0), jnp.argmax(logits, -1))
     assert np.array_equal(sample(keys, top_k(logits, 1), 100.0), jnp.argmax(logits, -1))
+
+
+def test_the_largest_is_the_first_of_equal_ones(key):
+    x = np.array(jax.random.normal(key, (6, 9)).round(1))
+    x[0], x[1, 3], x[2, [4, 7]], x[3, 8] = -np.inf, -np.inf, 5.0, 5.0
+    x[4, [1, 5]] = np.inf
+    found = jax.jit(largest)(x)
+    assert found.dtype == jnp.int32 and np.array_equal(found, np.argmax(x, -1))
 
 
 def test_what_the_conditional_model_finds_implausible_is_out_whatever_guidance_says(key):
