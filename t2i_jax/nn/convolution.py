@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from t2i_jax.nn.row_sums import product_of_rows
+from t2i_jax.nn import cpu_convolution
+from t2i_jax.nn.cpu_convolution import are_few, as_pixels, enlarge_by_taps, padded, strided, whole
 from t2i_jax.types import Array
 
 
@@ -60,15 +60,7 @@ def _to_input(stride, padding, shape, y, kernel):
             lambda x: form(x, kernel, stride, padding), like
         )(y)[0]
 
-    def on_cpu(y, kernel):
-        if stride == 1:
-            return _input_in_turn(y, kernel, padding)
-        x = _input_in_turn(y, _kernel_blocks(kernel, stride), 0)
-        side = kernel.shape[0]
-        return jax.linear_transpose(
-            lambda x: _image_blocks(_padded(x, padding, padding), side, stride), like
-        )(x)[0]
-
+    on_cpu = functools.partial(cpu_convolution.to_input, like, stride, padding)
     return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, **_elsewhere(of, kernel.shape))
 
 
@@ -86,19 +78,14 @@ def _to_kernel(stride, padding, shape, swapped, x, y):
         )
 
     def on_cpu(x, y):
-        x = _padded(x, padding, padding)
-        if stride == 1:
-            return ordered(_kernel_in_turn(x, y, swapped))
-        blocks = _kernel_in_turn(_image_blocks(x, shape[0], stride), y, swapped)
-        back = jax.linear_transpose(lambda kernel: _kernel_blocks(kernel, stride), like)
-        return ordered(back(blocks)[0])
+        return ordered(cpu_convolution.to_kernel(like, stride, padding, swapped, x, y))
 
     return jax.lax.platform_dependent(x, y, cpu=on_cpu, **_elsewhere(of, shape))
 
 
 @jax.custom_vjp
 def _enlarged(x, kernel):
-    on_cpu = _by_taps if _are_few(x, kernel.shape[3]) else _by_kinds
+    on_cpu = enlarge_by_taps if are_few(x, kernel.shape[3]) else _by_kinds
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_by_kinds)
 
 
@@ -123,8 +110,8 @@ def _to_input_back(stride, padding, shape, kept, x):
 def _enlarged_back(kept, y):
     x, kernel, y = jax.lax.optimization_barrier((*kept, y))
     strided = kernel.swapaxes(2, 3)
-    back = jax.linear_transpose(lambda x: _by_taps(x, kernel), x)
-    on_cpu = {"cpu": lambda y, _: back(y)[0]} if _are_few(x, kernel.shape[3]) else {}
+    back = jax.linear_transpose(lambda x: enlarge_by_taps(x, kernel), x)
+    on_cpu = {"cpu": lambda y, _: back(y)[0]} if are_few(x, kernel.shape[3]) else {}
     of_input = functools.partial(_convolution, 2, 1)
     return (
         jax.lax.platform_dependent(y, strided, default=of_input, **on_cpu),
@@ -154,39 +141,16 @@ def _elsewhere(of, shape):
     takes them.
     """
     wide_over_few = shape[0] >= 7 and shape[0] * shape[2] <= 512
-    return {"default": of(_whole)} | ({"tpu": of(_columns_first)} if wide_over_few else {})
-
-
-def _whole(x_BHWC, kernel_KKIO, stride, padding):
-    return _strided(x_BHWC, kernel_KKIO, (stride, stride), (padding, padding))
+    return {"default": of(whole)} | ({"tpu": of(_columns_first)} if wide_over_few else {})
 
 
 def _columns_first(x_BHWC, kernel_KKIO, stride, padding):
     side, channels, features = kernel_KKIO.shape[1:]
-    x_BHWC = _padded(x_BHWC, 0, padding)
+    x_BHWC = padded(x_BHWC, 0, padding)
     last = x_BHWC.shape[2] - side + 1
     columns = jnp.concatenate([x_BHWC[:, :, j : j + last : stride] for j in range(side)], axis=-1)
     kernel = kernel_KKIO.reshape(side, 1, side * channels, features)
-    return _strided(columns, kernel, (stride, 1), (padding, 0))
-
-
-def _strided(x_BHWC, kernel_KKIO, strides, padding):
-    around = [(each, each) for each in padding]
-    return jax.lax.conv_general_dilated(
-        x_BHWC, kernel_KKIO, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _padded(x_BHWC, rows, columns):
-    return _widened(x_BHWC, {1: (rows, rows), 2: (columns, columns)})
-
-
-def _widened(t, ends):
-    """With zeros before and after each of these axes; without what lies there where a number is
-    negative.
-    """
-    around = [(*ends.get(axis, (0, 0)), 0) for axis in range(t.ndim)]
-    return jax.lax.pad(t, jnp.zeros((), t.dtype), around)
+    return strided(columns, kernel, (stride, 1), (padding, 0))
 
 
 def _by_kinds(x_BHWC, kernel_44CO):
@@ -194,104 +158,8 @@ def _by_kinds(x_BHWC, kernel_44CO):
     # [tap, parity of the output row, tap, parity of its column, in, out]
     parts = kernel_44CO[::-1, ::-1].reshape(2, 2, 2, 2, channels, -1)
     one = rearrange(parts, "t a u b i o -> t u i (a b o)")
-    y = rearrange(_whole(x_BHWC, one, 1, 1), "n h w (a b o) -> n h w a b o", a=2, b=2)
-    return _as_pixels(y[:, a : a + rows, b : b + columns, a, b] for a in range(2) for b in range(2))
-
-
-def _by_taps(x_BHWC, kernel_44CO):
-    seen = ((1, 0), (3, 1)), ((2, 0), (0, -1))  # for each parity: the taps, and where they move x
-
-    def pixels(a, b):
-        return sum(
-            _widened(x_BHWC @ kernel_44CO[i, j], {1: (down, -down), 2: (right, -right)})
-            for i, down in seen[a]
-            for j, right in seen[b]
-        )
-
-    return _as_pixels(pixels(a, b) for a in range(2) for b in range(2))
-
-
-def _as_pixels(kinds):
-    return rearrange(list(kinds), "(a b) n h w o -> n (h a) (w b) o", a=2)
-
-
-def _input_in_turn(y_BHWC, kernel_KKIO, padding):
-    """The gradient of the input without a stride, on a CPU: one product where turning the kernel
-    around takes longer than the convolution with it, since there are few positions for its
-    features, and where the channels do not fill a vector.
-    """
-    if kernel_KKIO.shape[2] < 16:
-        form = _taps_of_channels
-    else:
-        form = _all_taps if _are_few(y_BHWC, y_BHWC.shape[3]) else _turned_around
-    return form(y_BHWC, kernel_KKIO, padding)
-
-
-def _are_few(x_BHWC, features):
-    """Whether there are so few positions that making another kernel of one takes long."""
-    return math.prod(x_BHWC.shape[:3]) <= 8 * features
-
-
-def _turned_around(y_BHWC, kernel_KKIO, padding):
-    kernel = kernel_KKIO[::-1, ::-1].swapaxes(2, 3)
-    return _whole(y_BHWC, kernel, 1, kernel.shape[0] - 1 - padding)
-
-
-def _all_taps(y_BHWC, kernel_KKIO, padding):
-    """One product for all places of the window, which are added where they belong."""
-    side, _, channels, features = kernel_KKIO.shape
-    taps = y_BHWC.reshape(-1, features) @ kernel_KKIO.reshape(-1, features).T
-    taps = taps.reshape(*y_BHWC.shape[:3], side, side, channels)
-    x = sum(
-        jnp.pad(taps[:, :, :, i, j], ((0, 0), (i, side - 1 - i), (j, side - 1 - j), (0, 0)))
-        for i in range(side)
-        for j in range(side)
-    )
-    return _padded(x, -padding, -padding)
-
-
-def _taps_of_channels(y_BHWC, kernel_KKIO, padding):
-    """The same with pixels innermost, columns first: a few channels would not fill a vector."""
-    side, _, channels, features = kernel_KKIO.shape
-    columns_first = kernel_KKIO.swapaxes(0, 1).reshape(-1, features)
-    taps = columns_first @ y_BHWC.reshape(-1, features).T
-    taps_KKCBHW = taps.reshape(side, side, channels, *y_BHWC.shape[:3])
-
-    def added(taps, axis):
-        ends = [(k - padding, side - 1 - k - padding) for k in range(side)]
-        return sum(_widened(t, {axis: each}) for t, each in zip(taps, ends, strict=True))
-
-    return added(added(taps_KKCBHW, 4), 2).transpose(1, 2, 3, 0)
-
-
-def _kernel_in_turn(x_BHWC, y_BHWC, channels_last):
-    """The gradient of the kernel without a stride and zeros, on a CPU. `channels_last`: its
-    channels lie innermost.
-    """
-    if x_BHWC.shape[:3] == y_BHWC.shape[:3]:  # a window of one pixel
-        return product_of_rows(*(t.reshape(-1, t.shape[3]) for t in (x_BHWC, y_BHWC)))[None, None]
-    channels, features = x_BHWC.shape[3], y_BHWC.shape[3]
-    large = math.prod(y_BHWC.shape[1:3]) >= 4096  # beside which more zeros are few
-    fewer = features < min(16, channels) or (large and channels >= 2 * features)
-    if fewer or channels_last:
-        zeros = x_BHWC.shape[1] - y_BHWC.shape[1], x_BHWC.shape[2] - y_BHWC.shape[2]
-        turned = _over_channels(_padded(y_BHWC, *zeros), x_BHWC)
-        return turned[:, ::-1, ::-1].transpose(1, 2, 3, 0)
-    return _over_channels(x_BHWC, y_BHWC).transpose(1, 2, 0, 3)
-
-
-def _over_channels(x_BHWC, y_BHWO):
-    """A convolution over the channels of x with the images as features and y as its window,
-    (C, rows, columns, O): the gradient of a kernel, or with y in place of x, surrounded by zeros,
-    the same turned around. The channels are best those that are fewer.
-    """
-    # The window would be larger than the image if the zeros were the convolution's, and without the
-    # barrier XLA makes them so, or takes the axes in another order; both cost up to two hundred
-    # times as much.
-    x_CHWB, y_HWBO = jax.lax.optimization_barrier(
-        (x_BHWC.transpose(3, 1, 2, 0), y_BHWO.transpose(1, 2, 0, 3))
-    )
-    return _whole(x_CHWB, y_HWBO, 1, 0)
+    y = rearrange(whole(x_BHWC, one, 1, 1), "n h w (a b o) -> n h w a b o", a=2, b=2)
+    return as_pixels(y[:, a : a + rows, b : b + columns, a, b] for a in range(2) for b in range(2))
 
 
 def _in_order(gradient):
@@ -303,21 +171,3 @@ def _in_order(gradient):
         return jax.lax.optimization_barrier(t.ravel()).reshape(t.shape)
 
     return jax.lax.platform_dependent(gradient, cpu=on_cpu, default=lambda t: t)
-
-
-# With the stride x stride blocks of image and kernel as channels a convolution has a stride of 1.
-def _image_blocks(x_BHWC, side, stride):
-    def used(extent):  # pixels that the windows reach
-        return extent - (extent - side) % stride
-
-    x_BHWC = _filled(x_BHWC[:, : used(x_BHWC.shape[1]), : used(x_BHWC.shape[2])], (1, 2), stride)
-    return rearrange(x_BHWC, "b (h i) (w j) c -> b h w (i j c)", i=stride, j=stride)
-
-
-def _kernel_blocks(kernel_KKIO, stride):
-    kernel_KKIO = _filled(kernel_KKIO, (0, 1), stride)
-    return rearrange(kernel_KKIO, "(h i) (w j) c o -> h w (i j c) o", i=stride, j=stride)
-
-
-def _filled(t, axes, stride):
-    return jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax.nn import convolution, row_sums
+from t2i_jax.nn import convolution, cpu_convolution, row_sums
 from t2i_jax.nn.conv import depthwise
 from t2i_jax.nn.convolution import convolve
 
@@ -107,7 +107,7 @@ def test_a_transposed_convolution_and_its_derivatives(key, size, features):
         return f(x, kernel), jax.grad(_penalty(f), (0, 1))(x, kernel)
 
     _close(run(convolution.enlarge), run(theirs))
-    assert convolution._are_few(x, features) == (size == 3)
+    assert cpu_convolution.are_few(x, features) == (size == 3)
 
 
 def test_the_gradient_of_a_kernel_over_either_channels(key):
@@ -117,7 +117,9 @@ def test_the_gradient_of_a_kernel_over_either_channels(key):
         jax.random.normal(each, (2, size, size, channels)) / size
         for each, size, channels in ((keys[0], 66, 6), (keys[1], 64, 3))
     )
-    either = [jax.jit(convolution._kernel_in_turn, static_argnums=2)(x, y, last) for last in (0, 1)]
+    either = [
+        jax.jit(cpu_convolution._kernel_in_turn, static_argnums=2)(x, y, last) for last in (0, 1)
+    ]
     back = jax.linear_transpose(lambda k: _whole(x, k, 1, 0), jnp.zeros((3, 3, 6, 3)))
     _close(either, [back(y)[0]] * 2)
 
@@ -142,7 +144,7 @@ def test_a_window_whose_columns_are_channels(key, stride, padding):
     def run(form):
         return jax.jit(lambda: form(x, kernel, stride, padding))()
 
-    _close(run(convolution._columns_first), run(convolution._whole))
+    _close(run(convolution._columns_first), run(cpu_convolution.whole))
 
 
 @pytest.mark.parametrize("size", [5, 6])
