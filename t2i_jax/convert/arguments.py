@@ -278,7 +278,8 @@ MASKGIT: Rows = {
 X_CLIP: Rows = {
     **dict.fromkeys(
         """dim_text dim_image dim_latent num_text_tokens text_enc_depth text_seq_len text_heads
-        text_dim_head text_rotary_pos_emb text_causal_mask text_eos_id text_encode_without_mask
+        text_dim_head text_has_cls_token text_pad_id text_rotary_pos_emb text_causal_mask
+        text_eos_id text_encode_without_mask visual_has_cls_token
         visual_enc_depth visual_heads visual_dim_head visual_image_size visual_patch_size
         visual_patch_dropout channels use_all_token_embeds downsample_image_embeds
         decoupled_contrastive_learning extra_latent_projection use_mlm text_ssl_loss_weight
@@ -291,19 +292,13 @@ X_CLIP: Rows = {
     "image_encoder": Only(None),
     "text_encoder": Only(None),
     "visual_ssl": Only(None),
-    "text_has_cls_token": Only(True),
-    "visual_has_cls_token": Only(True),
-    "text_pad_id": Only(0),
 }
 # of its masked language modelling, without the "mlm_" before each
-X_CLIP_MLM: Rows = {
-    **dict.fromkeys(
-        """mask_prob replace_prob random_token_prob mask_token_id
-        mask_ignore_token_ids""".split(),
-        READ,
-    ),
-    "pad_token_id": Only(0),
-}
+X_CLIP_MLM: Rows = dict.fromkeys(
+    """mask_prob replace_prob random_token_prob mask_token_id mask_ignore_token_ids
+    pad_token_id""".split(),
+    READ,
+)
 # of its transformers, where one was given as text_encoder or image_encoder
 X_CLIP_TRANSFORMER: Rows = {
     "attn_dropout": Only(0.0),

@@ -129,11 +129,7 @@ def live(module: Any) -> dict[str, Any]:
         arguments.check(f"{trunk} of CLIP", arguments.X_CLIP_TRANSFORMER, inside)
     words = arguments.readable(_MLM, module)
     arguments.check("MLM of CLIP", arguments.X_CLIP_MLM, words)
-    said |= {
-        f"mlm_{name}": value
-        for name, value in words.items()
-        if arguments.X_CLIP_MLM[name] == arguments.READ
-    }
+    said |= {f"mlm_{name}": value for name, value in words.items()}
     network = {name: said[name] for name in _TOLD if name in said}
     settings = {
         name: value for name, value in said.items() if name in _SETTINGS and value is not None
@@ -143,14 +139,15 @@ def live(module: Any) -> dict[str, Any]:
 
 _TOLD = (
     "text_heads", "text_dim_head", "visual_heads", "visual_dim_head", "text_eos_id", "text_seq_len",
-    "text_encode_without_mask", "visual_patch_dropout", "use_all_token_embeds",
+    "text_pad_id", "text_encode_without_mask", "visual_patch_dropout", "use_all_token_embeds",
+    "text_has_cls_token", "visual_has_cls_token",
     "extra_latent_projection", "channels",
 )  # fmt: skip
 _SETTINGS = (
     "decoupled_contrastive_learning", "text_ssl_loss_weight", "image_ssl_loss_weight",
     "multiview_loss_weight", "sim_reg_loss_weight", "simclr_temperature", "mlm_mask_prob",
     "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id", "mlm_mask_ignore_token_ids",
-    "visual_ssl_hidden_layer",
+    "mlm_pad_token_id", "visual_ssl_hidden_layer",
 )  # fmt: skip
 
 
@@ -252,8 +249,9 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 def adapted(state: State, told: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     """The class and the fields of a CLIP within a prior or a decoder of dalle2-pytorch, whose
-    adapter embeds captions without their mask, images that ResizeRight has resized, and class
-    tokens even of a network that compares token by token.
+    adapter embeds captions without their mask, takes id 0 for their padding whatever `text_pad_id`
+    is, and embeds images that ResizeRight has resized, and class tokens even of a network that
+    compares token by token.
 
     Args:
       told: what is told of the whole; in "clip" what `live` tells of its CLIP.
@@ -267,10 +265,13 @@ def adapted(state: State, told: Mapping[str, Any]) -> tuple[type, dict[str, Any]
             "begin with 'clip.', and CLIP as a part."
         )
     named = {name: value for name, value in told.items() if name in fields_of(CLIP)}
-    found = fields(state, {**named, **told.get("clip", {}), "text_encode_without_mask": True})
+    found = fields(state, {**named, **told.get("clip", {}), **_ADAPTED})
     by_patches = found.get("use_all_token_embeds") and not found["downsample_image_embeds"]
     compat = ("resize_right", "cls_of_filip") if by_patches else ("resize_right",)
     return CLIP, found | {"compat": compat}
+
+
+_ADAPTED = {"text_encode_without_mask": True, "text_pad_id": 0}
 
 
 def _patch(width, told):

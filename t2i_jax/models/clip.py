@@ -21,6 +21,7 @@ from t2i_jax.models.image_text import (
     at_size,
     masked_mean,
     unit,
+    with_pooled,
 )
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, patchify
@@ -50,6 +51,8 @@ class CLIP(DualEncoder):
     Attributes:
       dim_text, dim_image, dim_latent: widths of the transformers and of the joint space.
       num_text_tokens: ids of captions are below it. text_seq_len: tokens of a caption at most.
+      text_pad_id: id of padding. An id 0 that other ids follow is a token; any other id of padding
+        is padding wherever it stands.
       text_enc_depth, text_heads, text_dim_head: of the text transformer.
       text_rotary_pos_emb: rotary positions in place of learnt ones.
       text_causal_mask: a token sees only those up to itself, there is no class token, and the
@@ -61,6 +64,9 @@ class CLIP(DualEncoder):
       visual_patch_dropout: share of the patches that training drops (Li et al. 2022, FLIP).
       channels: of the images.
       use_all_token_embeds: tokens and patches are compared one by one (Yao et al. 2021, FILIP).
+      text_has_cls_token, visual_has_cls_token: whether the first vector of the transformer is a
+        class token, which is not compared; False, for `use_all_token_embeds` alone: it is a token
+        (or a patch) like the others. A causal text transformer has none.
       downsample_image_embeds: patches are merged two by two before their projection; for
         `use_all_token_embeds` alone. Those that `visual_patch_dropout` leaves count as a grid as
         nearly square as there is, so training needs a number that makes a rectangle of it.
@@ -84,6 +90,7 @@ class CLIP(DualEncoder):
     num_text_tokens: int = 10000
     text_enc_depth: int = 6
     text_seq_len: int = 256
+    text_pad_id: int = 0
     text_heads: int = 8
     text_dim_head: int = 64
     text_rotary_pos_emb: bool = False
@@ -98,6 +105,8 @@ class CLIP(DualEncoder):
     visual_patch_dropout: float = 0.5
     channels: int = 3
     use_all_token_embeds: bool = False
+    text_has_cls_token: bool = True
+    visual_has_cls_token: bool = True
     downsample_image_embeds: bool = False
     extra_latent_projection: bool = False
     use_mlm: bool = False
@@ -140,7 +149,7 @@ class CLIP(DualEncoder):
     @property
     def captions(self) -> CaptionIds:
         """The encoder from captions to token ids, by a vocabulary that is trained on them."""
-        return CaptionIds(self.num_text_tokens, self.text_seq_len)
+        return CaptionIds(self.num_text_tokens, self.text_seq_len, pad_id=self.text_pad_id)
 
     @property
     def hides_by_mask(self) -> bool:
@@ -173,8 +182,8 @@ class CLIP(DualEncoder):
         """
         if not self._by_tokens:
             return super().embed_image(params, image_BHWC)
-        features = self.image_features(params, image_BHWC)
-        return unit(masked_mean(self.project_image(params, features.tokens_BNE), None))
+        compared = self.compared_patches(self.image_features(params, image_BHWC))
+        return unit(masked_mean(self.project_image(params, compared.tokens_BNE), None))
 
     def _embedded(self, params, features, mask_BL):
         """(B, D): the caption's embedding; with `use_all_token_embeds` the mean of its tokens'
@@ -182,7 +191,9 @@ class CLIP(DualEncoder):
         """
         if not self._by_tokens:
             return super()._embedded(params, features, mask_BL)
-        return unit(masked_mean(self.project_text(params, features.tokens_BNE), mask_BL))
+        compared = self.compared_tokens(features)
+        latents_BTD = self.project_text(params, compared.tokens_BNE)
+        return unit(masked_mean(latents_BTD, compared.mask_BN))
 
     def image_features(self, params: Params, image_BHWC: Array, key: Key | None = None) -> Features:
         """The image transformer's output, of float images in [-1, 1]; a key drops patches.
@@ -207,6 +218,19 @@ class CLIP(DualEncoder):
                 "cut it."
             )
         return self._features(params, text_BL, mask_BL, method="encode_text", mask_BN=mask_BL)
+
+    def compared_tokens(self, features: Features) -> Features:
+        """Those of a caption that `use_all_token_embeds` compares one by one: with
+        `text_has_cls_token=False` the class token is the first of them.
+        """
+        has_other = self.text_has_cls_token or self.text_causal_mask
+        return features if has_other else with_pooled(features)
+
+    def compared_patches(self, features: Features) -> Features:
+        """Those of an image that `use_all_token_embeds` compares one by one: with
+        `visual_has_cls_token=False` the class token is the first of them.
+        """
+        return features if self.visual_has_cls_token else with_pooled(features)
 
     def project_image(self, params: Params, features: Array, extra: bool = False) -> Array:
         """l2-normalised float32 latents (..., D) of pooled features or of tokens (B, N, E).
@@ -425,6 +449,22 @@ def _check(clip):
     if not 0 <= clip.visual_patch_dropout < 1:
         raise UserError(
             f"visual_patch_dropout={clip.visual_patch_dropout} is outside [0, 1); try 0.5."
+        )
+    if not 0 <= clip.text_pad_id < clip.num_text_tokens:
+        raise UserError(
+            f"text_pad_id={clip.text_pad_id} is none of the ids below "
+            f"num_text_tokens={clip.num_text_tokens}; give one of them, for example 0."
+        )
+    for field in ("text_has_cls_token", "visual_has_cls_token"):
+        if not getattr(clip, field) and not clip.use_all_token_embeds:
+            raise UserError(
+                f"{field}=False is for the tokens of use_all_token_embeds=True; set both, or leave "
+                "it out."
+            )
+    if clip.downsample_image_embeds and not clip.visual_has_cls_token:
+        raise UserError(
+            "visual_has_cls_token=False puts the class token among the patches, whose grid "
+            "downsample_image_embeds=True merges; leave one out."
         )
     if clip.downsample_image_embeds and not clip.use_all_token_embeds:
         raise UserError(

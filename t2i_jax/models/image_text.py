@@ -220,6 +220,15 @@ class DualEncoder:
         return self.network.apply({"params": params}, *args, method=method)
 
 
+def with_pooled(features: Features) -> Features:
+    """The features with the vector for the whole as first of the tokens, which no mask hides."""
+    tokens_BNE = jnp.concatenate([features.pooled_BE[:, None], features.tokens_BNE], axis=1)
+    mask_BN = features.mask_BN
+    if mask_BN is not None:
+        mask_BN = jnp.pad(mask_BN, ((0, 0), (1, 0)), constant_values=True)
+    return features._replace(tokens_BNE=tokens_BNE, mask_BN=mask_BN)
+
+
 def unit(x: Array) -> Array:
     """x in float32, divided by its l2 norm over the last axis (1e-12 at least)."""
     x = x.astype(jnp.float32)

@@ -54,12 +54,13 @@ def _embeddings(encoder, params, tokenizer, captions, batch_size, dtype):
     captions = iter(captions)
     while batch := list(itertools.islice(captions, batch_size)):
         ids_BL, mask_BL = tokenizer(batch + [""] * (batch_size - len(batch)), encoder.max_length)
-        lengths = mask_BL.sum(axis=1)
-        longest = min(-(-int(lengths.max()) // _STEP) * _STEP, encoder.max_length)
+        last = np.flatnonzero(mask_BL.any(axis=0)).max(initial=0) + 1
+        longest = min(-(-int(last) // _STEP) * _STEP, encoder.max_length)
         embeds_BLD = np.asarray(embed(params, ids_BL[:, :longest], mask_BL[:, :longest]))
-        for caption, embeds_LD, length in zip(batch, embeds_BLD, lengths):
-            check_finite(embeds_LD[:length], caption, dtype)
-            yield embeds_LD[:length].copy()
+        for caption, embeds_LD, mask_L in zip(batch, embeds_BLD, mask_BL[:, :longest]):
+            kept_LD = embeds_LD[mask_L]
+            check_finite(kept_LD, caption, dtype)
+            yield kept_LD
 
 
 def check_finite(embeds: np.ndarray, caption: str, dtype: str) -> None:

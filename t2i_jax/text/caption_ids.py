@@ -14,6 +14,7 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.text.encoder import CaptionEncoder, encode_captions
+from t2i_jax.text.padded import Padded
 from t2i_jax.text.tokenizer import TextTokenizer, check_size, load, train_bpe
 from t2i_jax.types import Array, Key, Params
 
@@ -28,11 +29,14 @@ class CaptionIds(CaptionEncoder):
       vocab_size: ids are below it. max_length: tokens of a caption; what is longer is cut.
       source: folder that holds the vocabulary (`spiece.model`, `tokenizer.json`, or `vocab.json`
         with `merges.txt`), which is copied into the run; None: one is trained on the captions.
+      pad_id: id of padding, in place of the 0 of every vocabulary; any other than 0 is padding
+        wherever it stands in a caption.
     """
 
     vocab_size: int
     max_length: int
     source: str | None = None
+    pad_id: int = 0
 
     trainable: ClassVar[bool] = False
     entry: ClassVar[str] = "text"  # of the batch
@@ -41,6 +45,11 @@ class CaptionIds(CaptionEncoder):
         for field in ("vocab_size", "max_length"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise UserError(
+                f"pad_id={self.pad_id} is none of the ids below vocab_size={self.vocab_size}; give "
+                "one of them, for example 0."
+            )
 
     @property
     def dim(self) -> int:
@@ -72,6 +81,10 @@ class CaptionIds(CaptionEncoder):
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Writes the vocabulary of `source` into `folder`, or one that is trained on the first
         50,000 captions, unless there is one.
+
+        Raises:
+          UserError: a `source` of another size, or another id of padding for a vocabulary that is
+            trained, than its own.
         """
         folder = pathlib.Path(folder)
         if folder.is_dir():
@@ -79,6 +92,11 @@ class CaptionIds(CaptionEncoder):
         if self.source is not None:
             tokenizer = load(self.source)
             check_size(tokenizer, self.vocab_size, f"text.source={self.source!r}")
+        elif self.pad_id:
+            raise UserError(
+                f"text_pad_id={self.pad_id} would be the id of a word in the vocabulary that is "
+                "trained on the captions, whose padding is 0; leave it out, or give text.source."
+            )
         else:
             first = list(itertools.islice(captions(), _CAPTIONS_FOR_VOCABULARY))
             tokenizer = train_bpe(first, self.vocab_size)
@@ -96,13 +114,13 @@ class CaptionIds(CaptionEncoder):
             return None
         tokenizer = load(folder)
         check_size(tokenizer, self.vocab_size, f"tokenizer={os.fspath(folder)!r}")
-        return tokenizer
+        return tokenizer if not self.pad_id else Padded(tokenizer, self.pad_id)
 
     def encode(
         self, tokenizer: TextTokenizer | None, prompts: Any, field: str
     ) -> dict[str, np.ndarray]:
         """Token ids of captions and their mask; or those of ids that are given, an array (P, L) of
-        whole numbers that end in 0 where there is padding.
+        whole numbers with `pad_id` for padding.
 
         Raises:
           UserError: captions where there is no vocabulary, ids beyond it, or longer rows.
@@ -112,7 +130,7 @@ class CaptionIds(CaptionEncoder):
         if tokenizer is None:
             raise UserError(
                 f"{field} are captions, and this system came without a vocabulary; give token ids, "
-                "an array (captions, tokens) of whole numbers with 0 for padding."
+                f"an array (captions, tokens) of whole numbers with {self.pad_id} for padding."
             )
         return encode_captions(tokenizer, prompts, self.max_length, field)
 
@@ -127,7 +145,10 @@ class CaptionIds(CaptionEncoder):
                 f"{self.vocab_size - 1}."
             )
         width = self.max_length - ids_PL.shape[1]
-        padded_PL = np.pad(ids_PL.astype(np.int32), ((0, 0), (0, width)))
-        # an id 0 that others follow is no padding: CLIP's vocabulary has a piece there
-        later_PL = np.cumsum((padded_PL != 0)[:, ::-1], axis=1)[:, ::-1]
-        return {"text": padded_PL, "text_mask": later_PL > 0}
+        ids_PL = ids_PL.astype(np.int32)
+        padded_PL = np.pad(ids_PL, ((0, 0), (0, width)), constant_values=self.pad_id)
+        is_word_PL = padded_PL != self.pad_id
+        if not self.pad_id:
+            # an id 0 that others follow is no padding: CLIP's vocabulary has a piece there
+            is_word_PL = np.cumsum(is_word_PL[:, ::-1], axis=1)[:, ::-1] > 0
+        return {"text": padded_PL, "text_mask": is_word_PL}

@@ -32,6 +32,7 @@ from tests.parity.test_vit_vqgan import error
 x_clip = load("x_clip")
 inside = load("x_clip.x_clip")
 torch = pytest.importorskip("torch")
+einops = pytest.importorskip("einops")
 
 NETWORK = 1e-5  # float32 through a few layers, products in another order
 
@@ -48,6 +49,21 @@ CONFIGURATIONS = {
     ),
     "fine-grained": dict(
         use_all_token_embeds=True, downsample_image_embeds=True, extra_latent_projection=True
+    ),
+    "another padding": dict(
+        text_pad_id=3, use_mlm=True, mlm_pad_token_id=3, mlm_mask_token_id=40, text_enc_depth=1
+    ),
+    "fine-grained with the class token of images": dict(
+        use_all_token_embeds=True, visual_has_cls_token=False, text_pad_id=3, use_mlm=True,
+        mlm_pad_token_id=3, mlm_mask_token_id=40, text_enc_depth=1,
+    ),
+    "fine-grained with that of captions": dict(
+        use_all_token_embeds=True, text_has_cls_token=False, extra_latent_projection=True,
+        text_enc_depth=1,
+    ),
+    "fine-grained with both": dict(
+        use_all_token_embeds=True, text_has_cls_token=False, visual_has_cls_token=False,
+        text_pad_id=39, text_encode_without_mask=True, text_enc_depth=1,
     ),
 }  # fmt: skip
 
@@ -66,7 +82,7 @@ def make(name):
     assert model.text_seq_len == 7
     rng = np.random.default_rng(0)
     text = rng.integers(1, 40, (5, 7))
-    text[1, 3:] = text[4, 5:] = 0
+    text[1, 3:] = text[4, 5:] = text[2, 2] = theirs.text_pad_id
     image = rng.random((5, 32, 32, model.channels), np.float32)
     return theirs, model, params, text, image
 
@@ -79,14 +95,15 @@ def tensors(text, image):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_encodings_and_latents(name):
     theirs, model, params, text, image = make(name)
-    mask = text != 0
+    mask = text != theirs.text_pad_id
 
     @jax.jit
     def ours(params):
         image_features = model.image_features(params, 2 * image - 1)
         text_features = model.text_features(params, text, mask)
         if model.use_all_token_embeds:
-            pair = text_features.tokens_BNE, image_features.tokens_BNE
+            tokens = model.compared_tokens(text_features)
+            pair = tokens.tokens_BNE, model.compared_patches(image_features).tokens_BNE
         else:
             pair = text_features.pooled_BE, image_features.pooled_BE
         latents = [
@@ -109,6 +126,8 @@ def test_encodings_and_latents(name):
     assert all(error(a, b) < NETWORK for a, b in zip(latents, expected, strict=True))
     assert np.allclose(embedded.encodings_BLE, np.where(mask[..., None], of_text.tokens_BNE, 0))
     if model.use_all_token_embeds:
+        if not model.text_has_cls_token:
+            mask = np.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         wanted = unit(jnp.sum(latents[0] * mask[..., None], 1) / mask.sum(1, keepdims=True))
         assert np.allclose(embedded.embed_BD, wanted, atol=1e-6)
         assert np.allclose(shown, unit(jnp.mean(latents[1], 1)), atol=1e-6)
@@ -128,12 +147,17 @@ def test_weights_bit_for_bit_and_strict(name):
 
 @pytest.mark.parametrize("by_tokens", [False, True])
 def test_embeddings_as_dalle2_pytorch_takes_them(by_tokens):
-    """From the class tokens, even of a network that was trained without them, and unmasked."""
+    """From the class tokens, even of a network that was trained without them, unmasked, and with
+    0 for padding whatever the network has.
+    """
     package = load("dalle2_pytorch.dalle2_pytorch")
     theirs, model, params, text, image = make("plain")
     told = {name: getattr(model, name) for name in ("text_heads", "visual_heads")}
     state = torch_io.arrays(theirs.state_dict())
-    kind, found = tables.adapted(state, {**told, "use_all_token_embeds": by_tokens})
+    kind, found = tables.adapted(
+        state, {**told, "use_all_token_embeds": by_tokens, "text_pad_id": 3}
+    )
+    assert found["text_pad_id"] == 0
     ours = kind(**found)
     with torch.no_grad():
         adapter = package.XClipAdapter(theirs)
@@ -181,9 +205,12 @@ def test_a_clip_that_goes_into_a_prior_embeds_there_as_here(capsys):
     task.model = filip
     weights.within(run)
     assert "embeds the class token" in capsys.readouterr().err
-    task.model = dataclasses.replace(filip, compat=("cls_of_filip",))
+    task.model = filip = dataclasses.replace(filip, compat=("cls_of_filip",))
     weights.within(run)
     assert not capsys.readouterr().err
+    task.model = dataclasses.replace(filip, text_pad_id=3)
+    weights.within(run)
+    assert "takes id 0 for the padding of captions, and the run 3" in capsys.readouterr().err
 
 
 LOSSES = {
@@ -197,6 +224,10 @@ LOSSES = {
         "fine-grained",
         dict(decoupled_contrastive_learning=True, extra_latent_projection=False),
     ),
+    "another padding with masked words": ("another padding", dict()),
+    "with the class token of images": ("fine-grained with the class token of images", dict()),
+    "with that of captions": ("fine-grained with that of captions", dict()),
+    "with both, decoupled": ("fine-grained with both", dict(decoupled_contrastive_learning=True)),
 }
 GRADIENT = 1e-4  # as much again in the backward pass
 
@@ -211,8 +242,10 @@ def test_losses_and_gradients(name, monkeypatch):
     theirs.train()
     imported = weights.imported(model, params, tables.live(theirs)["settings"])
     task = dataclasses.replace(imported.task, compat=losses.COMPATS, views=None)
-    mask, hidden = text != 0, np.zeros_like(text, bool)
-    hidden[:, 1] = True
+    mask, hidden = text != theirs.text_pad_id, np.zeros_like(text, bool)
+    hidden[:, 1] = mask[:, 1]
+    if not theirs.text_has_cls_token:
+        monkeypatch.setattr(inside, "rearrange", _with_the_class_token_seen)
     monkeypatch.setattr("x_clip.mlm.get_mask_subset_with_prob", lambda *_: torch.tensor(hidden))
     monkeypatch.setattr("x_clip.mlm.prob_mask_like", lambda t, p: torch.ones_like(t).bool())
     masked = Masked(jnp.where(hidden, 40, text), jnp.asarray(hidden))
@@ -235,6 +268,33 @@ def test_losses_and_gradients(name, monkeypatch):
     expected = float(expected.detach())
     assert abs(float(found) - expected) < NETWORK * abs(expected)
     _same_gradients(theirs, convert.to_torch(model, jax.tree.map(np.asarray, gradients)))
+
+
+def _with_the_class_token_seen(tensor, pattern, **lengths):
+    """`rearrange` of the package, whose loss has a mask that is one token too short for captions
+    with their class token.
+    """
+    if pattern.startswith("(m b) t -> m 1 b 1 t"):
+        tensor = torch.nn.functional.pad(tensor, (1, 0), value=True)
+    return einops.rearrange(tensor, pattern, **lengths)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"text_has_cls_token": False}, "size of tensor"),
+        ({"visual_has_cls_token": False, "downsample_image_embeds": True}, "17, 32"),
+    ],
+)
+def test_where_the_package_fails_with_class_tokens_among_others(options, said):
+    """Captions have them here, see above; a grid of patches has no place for one."""
+    theirs = x_clip.CLIP(**_SMALL, use_all_token_embeds=True, **options)
+    text, image = torch.ones((2, 7), dtype=torch.long), torch.zeros((2, 3, 32, 32))
+    with pytest.raises((RuntimeError, einops.EinopsError), match=said):
+        theirs(text, image, return_loss=True)
+    if "downsample_image_embeds" in options:
+        with pytest.raises(UserError, match="whose grid downsample_image_embeds=True merges"):
+            convert.from_torch(theirs)
 
 
 def _same_gradients(theirs, found):
@@ -395,8 +455,21 @@ def test_class_tokens_count_where_tokens_are_compared_alone():
     theirs = x_clip.CLIP(**_SMALL, text_has_cls_token=False)
     assert "text_has_cls_token" not in tables.live(theirs)
     theirs.use_all_token_embeds = True
-    with pytest.raises(UserError, match="text_has_cls_token=False, which has no form"):
-        tables.live(theirs)
+    assert tables.live(theirs)["text_has_cls_token"] is False
+    with pytest.raises(UserError, match="text_has_cls_token=False is for the tokens of use_all"):
+        CLIP(**_SMALL, text_has_cls_token=False)
+
+
+def test_another_padding_of_masked_words_is_a_token_that_is_never_chosen():
+    """The package then learns to say what its padding is."""
+    for own, theirs_have, said in ((3, 0, (5, 0)), (3, 3, (5,)), (0, 3, (5, 3)), (0, -1, (5,))):
+        options = dict(text_pad_id=own, mlm_pad_token_id=theirs_have, mlm_mask_ignore_token_ids=[5])
+        live = tables.live(x_clip.CLIP(**_SMALL, use_mlm=True, **options))
+        network = CLIP(**_SMALL, use_mlm=True, text_pad_id=live["text_pad_id"])
+        words = weights.imported(network, {}, live["settings"]).task.mlm
+        assert (network.text_pad_id, words.mask_ignore_token_ids) == (own, said)
+    with pytest.raises(UserError, match="text_pad_id=40 is none of the ids below num_text"):
+        convert.from_torch(x_clip.CLIP(**_SMALL, text_pad_id=40))
 
 
 def test_heads_that_the_weights_do_not_tell_are_asked_for():

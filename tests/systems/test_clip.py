@@ -236,6 +236,10 @@ def test_masked_words_hide_the_share_that_is_wanted(key):
     random = hidden(random_token_prob=0.5)
     other = (random.text_BL != text) & (random.text_BL != 40)
     assert other.any() and (random.text_BL[~mask] == 0).all()
+    hide = jax.jit(MaskedWords(random_token_prob=1.0).hide, static_argnums=(2, 4))
+    for pad in (0, 2):  # of four ids, any but the one of padding
+        drawn = jax.device_get(hide(np.full((8, 20), 3), np.ones((8, 20), bool), 4, key, pad))
+        assert set(np.unique(drawn.text_BL)) == {0, 1, 2, 3} - {pad}
 
 
 def test_self_supervision_by_its_definitions(key):
@@ -272,11 +276,15 @@ def test_views_stay_in_range_and_keep_ends(key):
     ((same, seen),) = jax.device_get(of_texts(text, mask, key, True))
     assert (seen <= mask).all() and seen[:, 0].all() and seen[0, 8] and seen[1, 4]
     assert seen.sum() < mask.sum() and np.array_equal(same, text)
-    ((closed, there),) = jax.device_get(of_texts(text, mask, key, False))
+    ((closed, there),) = jax.device_get(of_texts(text, mask, key, False, 7))
     for row in range(2):
         kept = text[row, seen[row]]
-        assert np.array_equal(closed[row], np.pad(kept, (0, 9 - len(kept))))
+        padded = np.pad(kept, (0, 9 - len(kept)), constant_values=7)
+        assert np.array_equal(closed[row], padded)
         assert there[row].tolist() == [i < len(kept) for i in range(9)]
+    holes = mask & ~np.isin(np.arange(9), (0, 2))  # padding at the start and within
+    ((_, seen),) = jax.device_get(of_texts(text, holes, key, True))
+    assert (seen <= holes).all() and seen[:, 1].all() and seen[0, 8] and seen[1, 4]
 
 
 _CAUSAL = dict(TINY, text_causal_mask=True, text_seq_len=12)

@@ -67,6 +67,18 @@ def test_a_file_becomes_a_system_and_a_file_again(file, tmp_path):
     theirs, ours = torch_io.load(path), torch_io.load(again)
     assert theirs.keys() == ours.keys()
     assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)
+    fields = {"text_pad_id": 3, "use_all_token_embeds": True, "text_has_cls_token": False}
+    fields = _FIELDS | fields
+    padded = runs.import_torch(path, tmp_path / "padded", **fields, clip={"mlm_pad_token_id": 0})
+    system = t2i.load(padded)
+    assert system.task.mlm.mask_ignore_token_ids == (0,)
+    ids = np.array([[5, 3, 7], [8, 0, 3]])
+    network, mask = system.task.model, ids != 3
+    wanted = _similarity(network, params, shown, ids, mask)
+    other = np.array([[5, 3, 7, 3, 3, 3], [8, 0, 3, 3, 3, 3]])
+    ours = system.embed_images(image) @ system.embed_text(other).T
+    assert np.allclose(ours, wanted, atol=1e-5)
+    assert np.array_equal(system.similarity(image, ids), system.similarity(image, other))
     with pytest.raises(UserError, match="other_option"):
         runs.import_torch(path, tmp_path / "no", **_FIELDS, clip={"other_option": 1})
 
@@ -214,6 +226,10 @@ _OPENAI = dict(
         (t2i.CLIP(**_SMALL, text_heads=4, text_dim_head=16, visual_patch_dropout=0.0),
          {"text_dim_head": 16, "visual_patch_dropout": 0.0, "pixel_range": (-1.0, 1.0)}),
         (t2i.CLIP(**_SMALL, text_heads=1, pixel_range=(0.0, 1.0)), {}),
+        (t2i.CLIP(**_SMALL, text_heads=1, pixel_range=(0.0, 1.0), text_pad_id=5,
+                  use_all_token_embeds=True, text_has_cls_token=False, visual_has_cls_token=False),
+         {"text_pad_id": 5, "use_all_token_embeds": True, "text_has_cls_token": False,
+          "visual_has_cls_token": False}),
         (t2i.OpenAIClip(**_OPENAI), {"activation": "quick_gelu"}),
         (t2i.OpenAIClip(**_OPENAI, activation="gelu", epsilon=1e-3, mean=(0.5,) * 3),
          {"activation": "gelu", "epsilon": 1e-3, "mean": (0.5,) * 3}),

@@ -83,10 +83,14 @@ class Contrastive:
 
     def text(self, params: Params, features: Features) -> Latents:
         """The latents of captions."""
+        if self.by_tokens:
+            features = self.network.compared_tokens(features)
         return self._latents(self.network.project_text, params, features)
 
     def image(self, params: Params, features: Features) -> Latents:
         """The latents of images."""
+        if self.by_tokens:
+            features = self.network.compared_patches(features)
         return self._latents(self.network.project_image, params, features)
 
     def __call__(

@@ -59,11 +59,14 @@ class MaskedWords:
         if self.mask_token_id is not None and self.mask_token_id < 0:
             raise UserError(f"mlm.mask_token_id={self.mask_token_id} is negative; leave it out.")
 
-    def hide(self, text_BL: Array, mask_BL: Array, mask_id: int, key: Key) -> Masked:
+    def hide(
+        self, text_BL: Array, mask_BL: Array, mask_id: int, key: Key, pad_id: int = 0
+    ) -> Masked:
         """Captions with some tokens hidden; at least one is a target of each that has any to hide.
 
         Args:
-          mask_id: the network's own mask token, one more than all other ids.
+          mask_id: the network's own mask token, one more than all other ids. pad_id: id of
+            padding, which no token becomes at random.
         """
         for_choice, for_random, for_ids, for_mask = jax.random.split(key, 4)
         may_BL = mask_BL & ~self._ignored(text_BL)
@@ -75,6 +78,7 @@ class MaskedWords:
         if self.random_token_prob:
             other_BL = jax.random.bernoulli(for_random, self.random_token_prob, text_BL.shape)
             random_BL = jax.random.randint(for_ids, text_BL.shape, 1, mask_id)
+            random_BL = jnp.where(random_BL == pad_id, 0, random_BL)  # any id but that of padding
             other_BL &= mask_BL & ~self._ignored(random_BL)
             seen_BL, hidden_BL = jnp.where(other_BL, random_BL, seen_BL), hidden_BL & ~other_BL
         hidden_BL &= jax.random.bernoulli(for_mask, self.replace_prob, text_BL.shape)

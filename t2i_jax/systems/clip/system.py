@@ -70,7 +70,8 @@ class ClipSystem(System):
         """(P, D) float32, l2-normalised: captions in the joint space.
 
         Args:
-          captions: a string, a list of them, or token ids (P, L) with 0 for padding.
+          captions: a string, a list of them, or token ids (P, L), where padding is 0
+            or the network's `text_pad_id`.
           batch_size: rows that are computed at once; None: 64. field: their name in messages.
 
         Raises:
@@ -209,7 +210,7 @@ class ClipSystem(System):
         def of_text(params, arrays):
             features = model.text_features(params, arrays["text"], arrays["text_mask"])
             latents = contrast.text(params, features)
-            return latents.own, latents.extra, arrays["text_mask"]
+            return latents.own, latents.extra, latents.mask_BN
 
         return Program(of_text)
 

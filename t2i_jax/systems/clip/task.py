@@ -79,6 +79,7 @@ class ClipTask(SystemTask):
                 raise UserError(f"{field}={getattr(self, field)} is negative; try 0.1.")
         if self.rows is not None and self.rows < 1:
             raise UserError(f"rows={self.rows} is not positive; give 1 or more, or None.")
+        self._check_padding()
         has_mlm = getattr(self.model, "use_mlm", False)
         if (self.mlm is not None) != has_mlm:
             remedy = "give mlm=MaskedWords()" if has_mlm else "give the model use_mlm=True"
@@ -244,6 +245,13 @@ class ClipTask(SystemTask):
         words = 0.0 if self.mlm is None else 3 * once
         return batch_size * (image + text + words)
 
+    def _check_padding(self):
+        own, given = self.model.captions.pad_id, getattr(self.text, "pad_id", None)
+        if given not in (None, own):
+            raise UserError(
+                f"text.pad_id={given} is not the model's text_pad_id={own}; give text.pad_id={own}."
+            )
+
     def _divides(self, size):
         """Whether a batch of this size is whole blocks of `rows`, or less than one."""
         return self.rows is None or size <= self.rows or size % self.rows == 0
@@ -297,10 +305,11 @@ class ClipTask(SystemTask):
         if self.views is None:
             return [image_BHWC], [(text_BL, mask_BL)]
         for_images, for_texts = jax.random.split(key)
-        by_mask = self.model.hides_by_mask
+        by_mask, pad_id = self.model.hides_by_mask, self.model.captions.pad_id
+        further = self.views.of_texts(text_BL, mask_BL, for_texts, by_mask, pad_id)
         return (
             [image_BHWC, *self.views.of_images(image_BHWC, for_images)],
-            [(text_BL, mask_BL), *self.views.of_texts(text_BL, mask_BL, for_texts, by_mask)],
+            [(text_BL, mask_BL), *further],
         )
 
     def _contrast(self, params, of_texts: list[Features], of_images: list[Features]):
@@ -316,7 +325,8 @@ class ClipTask(SystemTask):
         return found, metrics
 
     def _masked_words(self, params, text_BL, mask_BL, key):
-        masked = self.mlm.hide(text_BL, mask_BL, self.model.mask_id, key)
+        pad_id = self.model.captions.pad_id
+        masked = self.mlm.hide(text_BL, mask_BL, self.model.mask_id, key, pad_id)
         return masked_words.cross_entropy(self.model, params, masked, text_BL, mask_BL)
 
 

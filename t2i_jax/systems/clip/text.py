@@ -17,6 +17,7 @@ from t2i_jax.models.clip import CLIP
 from t2i_jax.text import bpe
 from t2i_jax.text.caption_ids import CaptionIds
 from t2i_jax.text.encoder import FrozenEncoder
+from t2i_jax.text.padded import without_ends
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.types import Array, Key, Params
 
@@ -99,7 +100,8 @@ class ClipText(FrozenEncoder):
     @property
     def captions(self) -> CaptionIds:
         """The encoder from captions to token ids."""
-        return CaptionIds(self.network.vocab_size, self.max_length, self.vocabulary)
+        own = self.network.captions
+        return dataclasses.replace(own, max_length=self.max_length, source=self.vocabulary)
 
     def init(self, key: Key) -> Params:
         """The text transformer's weights: read from `source` (NumPy arrays, `key` is not used), or
@@ -154,7 +156,7 @@ class ClipText(FrozenEncoder):
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
         """The vocabulary in `folder`, else `vocabulary`."""
         words = self.captions.tokenizer(folder)
-        return words if self.ends or not isinstance(words, bpe.ClipBpe) else words.without_ends()
+        return words if self.ends else without_ends(words)
 
     def _checked(self, found):
         wanted = convert.engine.flatten(sharding.unbox(self.shapes())["text"])

@@ -60,7 +60,7 @@ class Views:
         return [self._image(image_BHWC, one) for one in jax.random.split(key, self.images)]
 
     def of_texts(
-        self, text_BL: Array, mask_BL: Array, key: Key, by_mask: bool
+        self, text_BL: Array, mask_BL: Array, key: Key, by_mask: bool, pad_id: int = 0
     ) -> list[tuple[Array, Array]]:
         """Token ids and masks of `texts` further views of captions, which do without some tokens,
         never the first and the last.
@@ -68,10 +68,10 @@ class Views:
         Args:
           by_mask: these tokens are masked out, for a network that does not see them then, see
             `ImageText.hides_by_mask`; else the ones after them take their places, with padding at
-            the end.
+            the end. pad_id: id of padding.
         """
         seen = [self._seen(mask_BL, one) for one in jax.random.split(key, self.texts)]
-        return [(text_BL, one) if by_mask else _closed(text_BL, one) for one in seen]
+        return [(text_BL, one) if by_mask else _closed(text_BL, one, pad_id) for one in seen]
 
     def _image(self, image_BHWC, key):
         batch, height, width, _ = image_BHWC.shape
@@ -92,15 +92,15 @@ class Views:
 
     def _seen(self, mask_BL, key):
         hidden_BL = jax.random.bernoulli(key, self.dropped_words, mask_BL.shape)
+        before_BL = jnp.cumsum(mask_BL, axis=1) - mask_BL  # tokens, without the padding
         last_B1 = jnp.sum(mask_BL, axis=1, keepdims=True) - 1
-        index_L = jnp.arange(mask_BL.shape[1])
-        return mask_BL & ~(hidden_BL & (index_L > 0) & (index_L < last_B1))
+        return mask_BL & ~(hidden_BL & (before_BL > 0) & (before_BL < last_B1))
 
 
-def _closed(text_BL, seen_BL):
+def _closed(text_BL, seen_BL, pad_id):
     """The tokens that are seen, one after the other from the first place on, and their mask."""
     order_BL = jnp.argsort(~seen_BL, axis=1, stable=True)
-    text_BL = jnp.where(seen_BL, text_BL, 0)
+    text_BL = jnp.where(seen_BL, text_BL, pad_id)
     return tuple(jnp.take_along_axis(one, order_BL, axis=1) for one in (text_BL, seen_BL))
 
 

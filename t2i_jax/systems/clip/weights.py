@@ -20,7 +20,7 @@ from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.notices import tell
-from t2i_jax.text.bpe import ClipBpe
+from t2i_jax.text.padded import without_ends
 
 # Arguments of the package's class that do not belong to the network.
 _SETTINGS: arguments.Rows = {
@@ -36,7 +36,7 @@ _SETTINGS: arguments.Rows = {
         f"mlm_{name}": arguments.X_CLIP_MLM[name]
         for name in (
             "mask_prob", "replace_prob", "random_token_prob", "mask_token_id",
-            "mask_ignore_token_ids",
+            "mask_ignore_token_ids", "pad_token_id",
         )
     },
 }  # fmt: skip
@@ -80,8 +80,8 @@ def of_file(
         return found
     ids = dataclasses.replace(model.captions, source=str(paths.given("vocabulary", folder)))
     words = ids.tokenizer()
-    if isinstance(model, CLIP) and isinstance(words, ClipBpe):
-        words = words.without_ends()
+    if isinstance(model, CLIP):
+        words = without_ends(words)
     return dataclasses.replace(found, vocabulary=words)
 
 
@@ -122,8 +122,14 @@ def imported(
             for name, value in settings.items()
             if name.startswith("mlm_")
         }
+        pad_id = words.pop("pad_token_id", model.text_pad_id)
         if isinstance(words.get("mask_ignore_token_ids"), list):
             words["mask_ignore_token_ids"] = tuple(words["mask_ignore_token_ids"])
+        # There it has a padding of its own, which is a token that is never chosen where the
+        # network has another; no caption has one below 0.
+        if pad_id != model.text_pad_id and not (type(pad_id) is int and pad_id < 0):
+            ignored = words.get("mask_ignore_token_ids", ())
+            words["mask_ignore_token_ids"] = (*ignored, pad_id)
         mlm = MaskedWords(weight=settings.get("text_ssl_loss_weight", 0.05), **words)
     given = {
         name: settings[name]
@@ -219,7 +225,8 @@ def untold_within(state: Mapping[str, Any], model: CLIP | None, place: str) -> d
     """
     if model is None:
         return {}
-    seen = dataclasses.replace(model, text_encode_without_mask=True)  # as its adapter does
+    # as its adapter does
+    seen = dataclasses.replace(model, text_encode_without_mask=True, text_pad_id=0)
     found = untold.fields(x_clip.NETWORK, seen, engine.part(state, place + x_clip.WITHIN))
     found.pop("text_encode_without_mask", None)
     return found
@@ -275,6 +282,11 @@ def within(system: Any) -> tuple[CLIP, dict[str, Any]] | None:
         tell(
             "dalle2-pytorch lets CLIP see the padding of captions, and embeds those that are "
             "padded otherwise than the run; a clip of text_encode_without_mask=True embeds as there"
+        )
+    if model.text_pad_id:
+        tell(
+            f"dalle2-pytorch takes id 0 for the padding of captions, and the run "
+            f"{model.text_pad_id}: there its encodings are seen, and those of id 0 are not"
         )
     if model.use_all_token_embeds and "cls_of_filip" not in model.compat:
         tell(
