@@ -79,8 +79,8 @@ class Contents:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """That of the system's weights, see `fingerprint`."""
-        return fingerprint(self.system.weights)
+        """That of the system, see `fingerprint`."""
+        return fingerprint(self.system)
 
     @functools.cached_property
     def system(self) -> System:
@@ -403,7 +403,11 @@ def made_with(run: pathlib.Path) -> dict[str, dict[str, Any]]:
 def fingerprint(weights: Any) -> str:
     """The fingerprint of weights, 16 hexadecimal digits: a run and its exported system have the
     same.
+
+    Args:
+      weights: by name, or a trained system: its own, and of one that joins its parts theirs.
     """
+    weights = weights.trained if isinstance(weights, System) else weights
     digest = hashlib.sha256()
     for name, value in sorted(_flatten(weights).items()):
         digest.update(f"{name} {value.dtype} {value.shape}".encode())

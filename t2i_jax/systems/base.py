@@ -459,6 +459,16 @@ class System:
             found.append(f"{count:,} parameters of {name}")
         return f"{type(self).__name__}({', '.join(found)})"
 
+    @property
+    def trained(self) -> Mapping[str, Any]:
+        """The weights that tell it apart: its own; of a system that has none and joins others, by
+        their names, theirs with those of their parts.
+        """
+        if self.weights:
+            return self.weights
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _with_parts(one) for name, one in fields.items() if isinstance(one, System)}
+
     def made_size(self, options: Any, trained_at: int | None = None) -> int | None:
         """Side in pixels of the images that it makes, see `SystemTask.made_size`."""
         return self.task.made_size(options, trained_at)
@@ -568,3 +578,10 @@ class System:
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
         """Measures the trained system on samples that it did not see."""
         raise NotImplementedError
+
+
+def _with_parts(system):
+    """The weights of a system within another one, and those of its parts."""
+    frozen = getattr(system, "frozen", None) or {}
+    parts = {name: frozen[name] for name in system.task.parts if name in frozen}
+    return {"weights": system.trained, "parts": parts}

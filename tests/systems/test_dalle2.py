@@ -340,6 +340,13 @@ def test_export_and_evaluation(run, dalle2, tmp_path):
     again = t2i.load(tmp_path / "exported")
     both = (one.generate(CAPTIONS, images_per_prompt=2, **QUICK) for one in (again, dalle2))
     np.testing.assert_array_equal(*both)
+    assert runs.fingerprint(again) == runs.fingerprint(dalle2) != runs.fingerprint({})
+    for name in ("clip", "prior", "decoder"):  # of the weights of each part
+        part = getattr(dalle2, name)
+        other = dataclasses.replace(part, weights=jax.tree.map(lambda leaf: -leaf, part.weights))
+        changed = dataclasses.replace(dalle2, **{name: other})
+        assert runs.fingerprint(changed) != runs.fingerprint(dalle2)
+        assert runs.fingerprint(part) == runs.fingerprint(part.weights)
     recipe = runs.load_run_recipe(run)
     from t2i_jax.runs.evaluation import evaluate
 

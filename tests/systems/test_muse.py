@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax import runs
 from t2i_jax.cli import sample
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given
@@ -99,6 +100,21 @@ def test_the_second_stage_enlarges_what_the_first_has_made(system, base, superre
     made = superres.make(arrays | {"cond_ids": small.ids_BN}, keys[1], options.superres)
     np.testing.assert_array_equal(made.images, whole)
     assert repr(system).startswith("MuseSystem(base=MaskGitSystem(captions by ClassLabels, ")
+
+
+def test_its_fingerprint_is_of_its_stages_and_of_their_tokenizers(system, base, superres):
+    def negative(tree):
+        return jax.tree.map(lambda leaf: -leaf, tree)
+
+    frozen = {**base.frozen, "tokenizer": negative(base.frozen["tokenizer"])}
+    others = (
+        {"base": dataclasses.replace(base, weights=negative(base.weights))},
+        {"superres": dataclasses.replace(superres, weights=negative(superres.weights))},
+        {"base": dataclasses.replace(base, frozen=frozen)},
+    )
+    made = [system, *(dataclasses.replace(system, **other) for other in others)]
+    assert len({runs.fingerprint(one) for one in made} | {runs.fingerprint({})}) == 5
+    assert runs.fingerprint(_joined(base, superres)) == runs.fingerprint(system)
 
 
 def test_previews_of_both_stages(system):

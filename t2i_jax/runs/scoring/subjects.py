@@ -64,7 +64,7 @@ def of_run(
         "prompts": prompts.about(),
         "run": {
             "step": last_step(run) if step is None else step,
-            "weights": folders.fingerprint(system.weights),
+            "weights": folders.fingerprint(system),
             "ema": folders.is_averaged(run, recipe),
             "recipe": recipe_to_dict(recipe),
         },
