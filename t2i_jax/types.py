@@ -12,8 +12,8 @@ import jax
 Array = jax.Array
 Key = jax.Array
 Params = Mapping[str, Any]  # a plain nested dict of arrays, as Flax Linen's `init` returns it
-# "image" BHWC uint8, "tokens" BN int32, "text" BL int32, "text_mask" BL bool, "text_embeds" BLD
-# float32
+# "image" BHWC uint8, "tokens" BN int32, or of two sizes "superres_tokens" BN and "cond_tokens" BM,
+# "text" BL int32, "text_mask" BL bool, "text_embeds" BLD float32
 Batch = Mapping[str, Array]
 Metrics = Mapping[str, Array]  # flat, scalars only
 # arrays that training changes without a gradient: codebook counts, moving averages

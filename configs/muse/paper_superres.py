@@ -5,7 +5,11 @@
     t2i train configs/muse/paper_superres.py tokenizer=runs/vqgan superres_tokenizer=runs/vqgan_f8
 
 It trains on images, of which both tokenizers make the tokens: f=16 of the small ones, f=8 of the
-large ones, 8192 codes each. Without runs of these they are trained first.
+large ones, 8192 codes each. Without runs of these they are trained first. With them, and
+task.stored_tokens=True, it trains on tokens that are stored once:
+
+    t2i data encode-images packed runs/vqgan --cond-image-size 256 \\
+        --superres-tokenizer runs/vqgan_f8
 """
 
 import dataclasses

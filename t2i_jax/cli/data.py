@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
@@ -215,54 +215,6 @@ def encode_text(
     print(f"train on them with text=StoredText(dim={text.dim}, max_length={max_length})")
 
 
-def encode_images(
-    packed: pathlib.Path,
-    run: pathlib.Path,
-    crop: str = "center",
-    batch_size: _Many = 32,
-    max_bad_rate: Fraction = 0.05,
-    replace: bool = False,
-) -> None:
-    """Store a trained tokenizer's tokens beside a packed set, for a task with stored_tokens=True.
-
-    Args:
-        packed: Folder that `t2i data pack` wrote.
-        run: Folder of the tokenizer's run, or of a run that holds one.
-        crop: How images become square: center, or resize, which squeezes them.
-        batch_size: Images that are encoded at once.
-        max_bad_rate: Which fraction of the records may be damaged.
-        replace: Make them anew where there are some of another tokenizer or crop.
-    """
-    from t2i_jax import runs
-    from t2i_jax.config import one_of
-    from t2i_jax.data.arrayrecord import PackedSource
-    from t2i_jax.data.columns import add_column, is_wanted
-    from t2i_jax.models import encoder_side
-    from t2i_jax.runs.folder import fingerprint
-
-    one_of("crop", crop, ("center", "resize"))
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} is not positive; give 1 or more.")
-    packed, run = paths.given("packed", packed), paths.given("run", run)
-    source = PackedSource(str(packed), columns=())
-    tokenizer = runs.load(run / "tokenizer" if (run / "tokenizer").is_dir() else run)
-    size, model = tokenizer.coded_size, tokenizer.task.network
-    about = {
-        "tokenizer": encoder_side.fingerprint(model, tokenizer.weights),
-        "image_size": size, "crop": crop,
-        "num_tokens": model.num_tokens, "codebook_size": model.codebook_size,
-    }  # fmt: skip
-    same = (about["tokenizer"], fingerprint(tokenizer.weights))  # the latter in older sets
-    if not is_wanted(packed, "tokens", {**about, "tokenizer": same}, replace):
-        print(f"there already: tokens of {run} in {packed}")
-        return
-    rows = _tokens(source, tokenizer, crop, batch_size)
-    add_column(packed, "tokens", rows, about={**about, "run": str(run)}, max_bad_rate=max_bad_rate)
-    print(
-        f"stored: {model.num_tokens} tokens of each of {counted(len(source), 'image')} in {packed}"
-    )
-
-
 def _of_columns(stored):
     """Lines about each stored column: how it was made, and what its manifest counts as left out and
     cut.
@@ -316,32 +268,6 @@ def _text_tokenizer(run, t5, max_length):
 
         return T5Text.from_directory(t5, max_length=max_length).tokenizer(), max_length
     return None, max_length
-
-
-def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
-    """The tokens of each record, in the smallest integers that hold them, or the BadSample that it
-    is.
-    """
-    from t2i_jax.data.crop import crop as cut
-    from t2i_jax.data.pack import in_batches
-
-    size, channels = tokenizer.coded_size, tokenizer.task.model.channels
-    dtype = np.uint16 if tokenizer.task.model.codebook_size <= 2**16 else np.int32
-
-    source = source.in_channels(channels)
-
-    def image(index):
-        return cut(source.without_caption(index)["image"], size, crop)
-
-    def encoded(images):
-        # always as many: one program
-        images_BHWC = np.zeros((batch_size, size, size, channels), np.uint8)
-        images_BHWC[: len(images)] = images
-        ids_BN = np.asarray(tokenizer.encode(images_BHWC)).astype(dtype)
-        return [{"tokens": ids_N} for ids_N in ids_BN[: len(images)]]
-
-    records = progress("encoding")(range(len(source)))
-    yield from in_batches(image, encoded, records, batch_size)
 
 
 def _new_file(path):

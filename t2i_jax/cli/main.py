@@ -161,7 +161,7 @@ COMMANDS: Mapping[str, str | Mapping[str, str]] = {
         "inspect": "data:inspect",
         "pack": "data:pack",
         "encode-text": "data:encode_text",
-        "encode-images": "data:encode_images",
+        "encode-images": "tokens:encode_images",
         "encode-clip": "embeddings:encode_clip",
     },
     "convert": {"from-torch": "convert:from_torch", "to-torch": "convert:to_torch"},

@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from t2i_jax import paths
 from t2i_jax.data.caption import clean_caption
+from t2i_jax.data.collate import TOKENS
 from t2i_jax.data.image_file import ImageFiles, decode
 from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample, Record
@@ -38,6 +39,7 @@ FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
 COLUMNS = {  # the columns, and the arrays of each
     "text": ("text_embeds", "text_mask"),
     "tokens": ("tokens",),
+    "superres_tokens": ("superres_tokens", "cond_tokens"),
     "clip": ("image_embeds", "caption_embeds"),
 }
 _EMBEDS = {"text_embeds", "image_embeds", "caption_embeds"}
@@ -77,7 +79,7 @@ class PackedSource(ImageFiles):
 
     @property
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
-        """The manifest's description of each computed column: "text", "tokens" and "clip"."""
+        """The manifest's description of each computed column, one of `COLUMNS`."""
         return self.manifest["columns"]
 
     @property
@@ -174,9 +176,10 @@ def _possible(arrays, about, record):
     token that the codebook does not have, an embedding that is not finite.
     """
     codes = about.get("codebook_size")
-    tokens = arrays.get("tokens")
-    if codes is not None and tokens is not None and not np.all((tokens >= 0) & (tokens < codes)):
-        arrays = {**arrays, "tokens": BadSample(f"tokens outside 0 to {codes - 1}", record)}
+    for name in arrays.keys() & {*TOKENS} if codes is not None else ():
+        tokens = arrays[name]
+        if not np.all((tokens >= 0) & (tokens < codes)):
+            arrays = {**arrays, name: BadSample(f"{name} outside 0 to {codes - 1}", record)}
     for name in _EMBEDS & arrays.keys():
         if not np.isfinite(arrays[name].astype(np.float32)).all():
             arrays = {**arrays, name: BadSample("embeddings that are not finite", record)}

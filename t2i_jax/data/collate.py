@@ -14,6 +14,10 @@ from t2i_jax.data.source import Record
 VECTORS = ("image_embeds", "caption_embeds")
 """Entries of a batch that hold one vector for a whole image, and for a whole caption."""
 
+TOKENS = ("tokens", "superres_tokens", "cond_tokens")
+"""Entries of a batch that hold the tokens of an image; of super-resolution those of the image, and
+those of the smaller one that it is made from."""
+
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 """Captions -> ids (B, L) int32, mask (B, L) bool."""
 
@@ -47,10 +51,9 @@ class Collate:
             made["image"] = np.stack([sample["image"] for sample in samples])
         if "cond_image" in self.wants:
             made["cond_image"] = np.stack([sample["cond_image"] for sample in samples])
-        if "tokens" in self.wants:
-            made["tokens"] = np.stack(
-                [np.asarray(sample["tokens"], np.int32).reshape(-1) for sample in samples]
-            )
+        for name in {*TOKENS} & {*self.wants}:
+            ids = [np.asarray(sample[name], np.int32).reshape(-1) for sample in samples]
+            made[name] = np.stack(ids)
         for name in {*VECTORS} & {*self.wants}:
             vectors = [np.asarray(sample[name], np.float32).reshape(-1) for sample in samples]
             made[name] = np.stack(vectors)

@@ -44,8 +44,7 @@ def add_column(
     and an attempt that was stopped leaves nothing that is read.
 
     Args:
-      column: "text" (arrays "text_embeds", "text_mask"), "tokens" ("tokens") or "clip"
-        ("image_embeds", "caption_embeds").
+      column: one of `arrayrecord.COLUMNS`, which names the arrays of each.
       rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty
         and counted.
       about: what they were made with, for the manifest.

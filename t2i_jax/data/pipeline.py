@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from t2i_jax.config import check_types, one_of
-from t2i_jax.data.collate import VECTORS, Collate, Tokenize
+from t2i_jax.data.collate import TOKENS, VECTORS, Collate, Tokenize
 from t2i_jax.data.crop import CROPS
 from t2i_jax.data.heldout import PARTS, Division, divide, indices_of
 from t2i_jax.data.ledger import Ledger
@@ -32,7 +32,7 @@ from t2i_jax.terminal import say
 from t2i_jax.values import Fraction, Range, Seed
 
 ENTRIES = (
-    "image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens", *VECTORS
+    "image", "cond_image", "caption", "text", "text_mask", "text_embeds", *TOKENS, *VECTORS
 )  # fmt: skip
 
 
@@ -152,8 +152,8 @@ def batches(
       tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
       wants: entries of a batch, from "image" (B, image_size, image_size, C) uint8, "caption" list
         of str, "text" and "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its
-        "text_mask", "tokens" (B, N) int32, "image_embeds" and "caption_embeds" (B, width) float32;
-        "cond_image" like "image", cut and mirrored as it is,
+        "text_mask", "tokens", "superres_tokens" and "cond_tokens" (B, N) int32, "image_embeds" and
+        "caption_embeds" (B, width) float32; "cond_image" like "image", cut and mirrored as it is,
         where the source has images to condition on.
       text_length: L of "text_embeds", which are padded or cut; None: the longest of the batch.
       rows: of a batch, for every process those that it reads, ascending; None: one process reads

@@ -22,8 +22,8 @@ from t2i_jax.errors import UserError
 
 Record = dict[str, Any]
 """The entries of a sample: "image" uint8 HWC RGB (None where a source has none) and "caption"
-(str); optional are "tokens" (int32, row-major), "text_embeds" (tokens, width) float and "text_mask"
-(tokens,) bool."""
+(str); optional are "tokens", "superres_tokens" and "cond_tokens" (int32, row-major), "text_embeds"
+(tokens, width) float and "text_mask" (tokens,) bool."""
 
 KINDS = {  # the other sources: what follows the colon, and where it is read
     "folder": ("PATH", "t2i_jax.data.folder", "FolderSource"),
@@ -132,7 +132,9 @@ class Source(abc.ABC):
 
     @property
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
-        """The description of each column that was computed beside the data: "text", "tokens"."""
+        """The description of each column that was computed beside the data, by its name: "text",
+        "tokens".
+        """
         return {}
 
     @property

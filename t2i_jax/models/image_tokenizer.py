@@ -250,6 +250,31 @@ def runs_at(model: ImageTokenizer, size: tuple[int, int]) -> bool:
     return made.shape == image.shape
 
 
+def at_size(field: str, model: ImageTokenizer, size: int) -> ImageTokenizer:
+    """The network for images of another size.
+
+    Args:
+      field: that asks for the size, for the sentence.
+
+    Raises:
+      UserError: its weights are those of one size.
+    """
+    if size == model.image_size:
+        return model
+    try:
+        other = model.clone(parent=None, image_size=size)
+    except UserError as error:
+        raise UserError(f"{field}={size}: {error}") from None
+    shapes = [jax.tree.map(jnp.shape, abstract(one)) for one in (model, other)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{field}={size} is another size than the tokenizer's image_size={model.image_size}, "
+            "and its weights are those of one size; use a convolutional one, or train one at that "
+            "size."
+        )
+    return other
+
+
 def check_sizes(model: ImageTokenizer, *widths: str) -> None:
     """Refuses an image size that the patches do not divide, and sizes and `widths` (names of
     fields) below 1.

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 _COLUMNS = {  # of packed data: the entry of a batch that it fills, and the command that makes it
     "tokens": ("tokens", "t2i data encode-images PACKED RUN"),
+    "superres_tokens": (
+        "superres_tokens",
+        "t2i data encode-images PACKED RUN --cond-image-size PIXELS",
+    ),
     "text": ("text_embeds", "t2i data encode-text PACKED --t5 NAME"),
     "clip": ("image_embeds", "t2i data encode-clip PACKED RUN"),
 }
@@ -136,15 +140,17 @@ class Wired:
 
 def check_data(recipe: Recipe, parts: Mapping[str, Given]) -> None:
     """Refuses data without images of the task's size, or without the columns that it reads, made
-    with what it has.
+    with what it has. Of a task that is conditioned on images, and trained on stored tokens, the
+    images are read for previews.
 
     Raises:
       UserError: what is missing or does not fit.
     """
     spec, data = recipe.task.batch_spec(1), recipe.data
     assert data is not None
-    if "image" in spec and spec["image"].shape[1] != data.image_size:
-        size = spec["image"].shape[1]
+    size = recipe.task.made_size(None) if "cond_images" in recipe.task.inputs else None
+    size = spec["image"].shape[1] if "image" in spec else size
+    if size is not None and size != data.image_size:
         raise UserError(
             f"data.image_size={data.image_size} is not the task's image_size={size}; make them "
             "equal."

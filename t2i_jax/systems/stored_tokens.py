@@ -1,11 +1,15 @@
-"""The origin that stored tokens must have for tasks that read them."""
+"""Stored tokens: the origin that they must have for tasks that read them, and what an image and the
+smaller one that it is made from must have in common.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from t2i_jax.errors import UserError
 from t2i_jax.models import encoder_side
+from t2i_jax.models.image_tokenizer import ImageTokenizer
 from t2i_jax.systems.base import Given
 
 
@@ -21,6 +25,45 @@ def made_with(network: Any, tokenizer: Given | None) -> Mapping[str, Any]:
     """
     sizes = {"num_tokens": network.num_tokens, "codebook_size": network.codebook_size}
     return sizes if tokenizer is None else {**sizes, "tokenizer": _fingerprints(tokenizer)}
+
+
+def pair_made_with(
+    network: Any, tokenizer: Given | None, cond_tokenizer: Given | None
+) -> Mapping[str, Any]:
+    """What `made_with` gives for the images of a super-resolution, and likewise for the smaller
+    ones that it is conditioned on.
+    """
+    cond = {"cond_num_tokens": network.cond_fmap_size**2}
+    if cond_tokenizer is not None:
+        cond["cond_tokenizer"] = _fingerprints(cond_tokenizer)
+    return {**made_with(network, tokenizer), **cond}
+
+
+def check_pair(own: ImageTokenizer, small: ImageTokenizer | None, cond_image_size: int) -> None:
+    """Refuses tokenizers of an image and of a smaller one with which no super-resolution can be
+    trained.
+
+    Args:
+      small: None: it is not known yet.
+
+    Raises:
+      UserError: the field, its value and a remedy.
+    """
+    if not 0 < cond_image_size < own.image_size or own.image_size % cond_image_size:
+        raise UserError(
+            f"cond_image_size={cond_image_size} is no part of image_size={own.image_size}; try "
+            f"{own.image_size // 2}."
+        )
+    if small is not None and small.codebook_size != own.codebook_size:
+        raise UserError(
+            f"superres_tokenizer.codebook_size={own.codebook_size} is not that of tokenizer, "
+            f"{small.codebook_size}, and one table holds the vectors of both; make them equal."
+        )
+    if small is not None and small.channels != own.channels:
+        raise UserError(
+            f"superres_tokenizer.channels={own.channels} is not that of tokenizer, "
+            f"{small.channels}, and both read the same image; make them equal."
+        )
 
 
 def _fingerprints(tokenizer):

@@ -251,6 +251,50 @@ def test_tokens_stay_valid_for_another_decoder_and_for_no_other_encoder(t2i, pla
         check(lambda path: path not in held)  # that fingerprint can't tell
 
 
+def test_tokens_of_two_sizes_have_a_tokenizer_each(t2i, place, packed, tmp_path):
+    """The small image is the large one made smaller; tokens of one size stay as they are."""
+    vae = runs.load(place / "vae")
+    small = dataclasses.replace(vae.task, model=vae.task.model.clone(parent=None, image_size=8))
+    params, stats = small.initialise(jax.random.key(1))
+    recipe = tiny.get_config().parts["tokenizer"]
+    data = dataclasses.replace(recipe.data, image_size=8)
+    of_small = dataclasses.replace(recipe, task=small, data=data)
+    folder.write_system(tmp_path / "small", of_small, params, stats, {})
+    t2i("encode-images", packed, "vae")
+    column = json.loads((packed / "manifest.json").read_text())["columns"]["tokens"]
+    command = ("encode-images", packed, tmp_path / "small", "--cond-image-size", 8)
+    command = (*command, "--superres-tokenizer", "vae", "--batch-size", 5)
+    assert "16 and 4 tokens of each of 12 images" in t2i(*command)
+    assert "there already: superres tokens of vae" in t2i(*command)
+    columns = json.loads((packed / "manifest.json").read_text())["columns"]
+    assert columns["tokens"] == column and columns["superres_tokens"]["cond_image_size"] == 8
+    source, encode = PackedSource(str(packed)), runs.load(tmp_path / "small").encode
+    for i in (0, 7):
+        cut = crop(source[i]["image"], 16, "center")[None]
+        shrunk = np.uint8(np.round(np.float32(cut).reshape(1, 8, 2, 8, 2, 3).mean((2, 4))))
+        np.testing.assert_array_equal(source[i]["superres_tokens"], source[i]["tokens"])
+        np.testing.assert_array_equal(source[i]["cond_tokens"], np.asarray(encode(shrunk))[0])
+    # a run's folder that holds both
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "superres_tokenizer").symlink_to(place / "vae")
+    (held / "tokenizer").symlink_to(tmp_path / "small")
+    assert "there already" in t2i("encode-images", packed, held, "--cond-image-size", 8)
+    told = t2i(*command, "--crop", "resize", refused=True)
+    assert "has superres_tokens of crop='center'; give --replace" in told
+    for more, says in (
+        (("--cond-image-size", 4), "cond_image_size=4 is another size than the tokenizer's"),
+        (("--image-size", 32), "image_size=32 is another size than the tokenizer's"),
+        (
+            ("--superres-tokenizer", tmp_path / "small"),
+            "cond_image_size=8 is no part of image_size",
+        ),
+    ):
+        assert says in t2i(*command, *more, refused=True), more
+    alone = ("encode-images", packed, "vae", "--superres-tokenizer", "vae")
+    assert "is nothing without a cond_image_size" in t2i(*alone, refused=True)
+
+
 def test_an_exported_tokenizer_is_the_same_one(t2i, place, packed, tmp_path):
     t2i("encode-images", packed, "vae")
     runs.export(place / "vae", tmp_path / "exported")

@@ -17,6 +17,10 @@ from PIL import Image
 
 import t2i_jax as t2i
 from t2i_jax import runs
+from t2i_jax.data.pipeline import batches
+from t2i_jax.data.source import open_source
+from t2i_jax.errors import UserError
+from t2i_jax.runs.folder import part_in
 from t2i_jax.train.loop import Hook
 from tests.e2e import tiny_muse
 from tests.e2e.command import inside, pictures, t2i_command
@@ -91,6 +95,114 @@ def test_so_is_a_super_resolution_that_was_stopped(trained, tmp_path, capsys):
     assert "resuming from step 2 of 4" in capsys.readouterr().err
     whole = t2i.load(trained / "superres")
     jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
+
+
+@pytest.fixture(scope="module")
+def packed(trained, tmp_path_factory):
+    """Drawn images that are no squares, packed, with the tokens of both sizes and of one."""
+    here = tmp_path_factory.mktemp("packed")
+    (here / "photos").mkdir()
+    records = open_source("shapes", image_size=24)
+    for i in range(8):
+        Image.fromarray(records[i]["image"][i % 4 :]).save(here / "photos" / f"{i}.png")
+        (here / "photos" / f"{i}.txt").write_text(records[i]["caption"])
+    inside("data", "pack", f"folder:{here / 'photos'}", here / "packed")
+    encode = ("data", "encode-images", here / "packed", trained)
+    said = inside(*encode, "--image-size", 8)
+    assert "stored: 4 tokens of each of 8 images" in said.stdout
+    said = inside(*encode, "--cond-image-size", 8)
+    assert "stored: 16 and 4 tokens of each of 8 images" in said.stdout
+    for size in ("--image-size", "--cond-image-size"):
+        assert "there already" in inside(*encode, size, 8).stdout
+    return here / "packed"
+
+
+def _on_tokens(trained, packed):
+    """The recipe of the super-resolution, on stored tokens."""
+    stage = tiny_muse.get_config().parts["superres"]
+    return dataclasses.replace(
+        stage,
+        task=dataclasses.replace(stage.task, stored_tokens=True),
+        data=dataclasses.replace(stage.data, source=f"arrayrecord:{packed}", heldout=0.3),
+        train=dataclasses.replace(stage.train, eval_every=2),
+        parts={"tokenizer": str(trained / "tokenizer")},
+    )
+
+
+def test_stored_tokens_are_those_that_a_super_resolution_makes_of_images(trained, packed):
+    tokens, tokenizer = _on_tokens(trained, packed), part_in(trained / "tokenizer")
+    images = tiny_muse.get_config().parts["superres"].task
+    made = []
+    for task in (tokens.task, images):
+        spec = task.batch_spec(1)
+        stream = batches(
+            tokens.data, 8, 3, tokenize=lambda texts: (texts, texts), wants=tuple(spec)
+        )
+        task = dataclasses.replace(task, text=None)
+        made.append(jax.jit(task.inputs_of)(
+            {}, {"tokenizer": tokenizer.weights},
+            {name: value for name, value in next(stream).items() if "text" not in name},
+        ))  # fmt: skip
+    np.testing.assert_array_equal(made[0].ids_BN, made[1].ids_BN)
+    np.testing.assert_array_equal(made[0].cond_ids_BM, made[1].cond_ids_BM)
+    assert made[0].cond_ids_BM.shape == (8, 4) and len(np.unique(made[0].ids_BN)) > 1
+
+
+def test_a_super_resolution_on_stored_tokens_is_resumed_looked_at_and_sampled(
+    trained, packed, tmp_path, capsys
+):
+    recipe = _on_tokens(trained, packed)
+
+    def hooks(recipe, build_system):
+        def stop(state, step, log):
+            raise Stopped
+
+        return (Hook(3, stop),)
+
+    with pytest.raises(Stopped):
+        runs.train(recipe, tmp_path / "run", hooks=hooks)
+    again = runs.train(recipe, tmp_path / "run")
+    assert "resuming from step 2 of 4" in capsys.readouterr().err
+    whole = runs.train(recipe, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
+    assert (tmp_path / "run" / "samples" / "0000004.png").exists()
+    assert "validation/loss" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    image = next(packed.with_name("photos").glob("*.png"))
+    given = ("--cond", image, "--steps", 1, "--out", tmp_path / "out")
+    inside("sample", tmp_path / "run", _CAPTION, *given)
+    assert pictures(tmp_path / "out")["000-00.png"].shape == (16, 16, 3)
+
+
+def test_stored_tokens_that_do_not_fit_a_super_resolution_are_refused(trained, packed, tmp_path):
+    recipe = _on_tokens(trained, packed)
+    path = packed / "manifest.json"
+    written = path.read_text()
+    columns = json.loads(written)["columns"]
+    made = columns["superres_tokens"]
+
+    def refused(says, **changes):
+        told = {**columns, **changes}
+        told = {name: about for name, about in told.items() if about is not None}
+        path.write_text(json.dumps({**json.loads(written), "columns": told}))
+        try:
+            with pytest.raises(UserError, match=says):
+                runs.train(recipe, tmp_path / "run")
+        finally:
+            path.write_text(written)
+
+    refused("holds no superres_tokens; .*--cond-image-size", superres_tokens=None)
+    for name, has, wants in (
+        ("tokenizer", "0" * 16, f"'{made['tokenizer']}'"),
+        ("cond_tokenizer", "0" * 16, f"'{made['cond_tokenizer']}'"),
+        ("num_tokens", 64, 16),
+        ("cond_num_tokens", 16, 4),
+    ):
+        says = f"superres_tokens made with {name}={has!r}, and the task has {name}={wants}"
+        refused(says, superres_tokens={**made, name: has})
+    other = dataclasses.replace(recipe.data, image_size=32)
+    with pytest.raises(UserError, match="data.image_size=32 is not the task's image_size=16"):
+        runs.train(dataclasses.replace(recipe, data=other), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_the_run_leaves_its_folder_and_is_done(trained):

@@ -26,11 +26,11 @@ _PARTI = t2i.PartiTask(
 _CASCADE = toy_cascade.cascade_of(toy_cascade.LEAN)
 _FROZEN = T5Text(None, T5Encoder(dim=8, depth=1, heads=1, dim_head=8, mlp_dim=8, vocab_size=16), 3)
 _CLIP = jax.eval_shape(CLIP_NETWORK.init, jax.random.key(0))
+_TOKENIZER = Given(toy_muse.TOKENIZER, sharding.unbox(image_tokenizer.abstract(toy_muse.TOKENIZER)))
 _GIVEN = {
     "clip": Given(CLIP_NETWORK, {"clip": sharding.unbox(_CLIP)}),
-    "tokenizer": Given(
-        toy_muse.TOKENIZER, sharding.unbox(image_tokenizer.abstract(toy_muse.TOKENIZER))
-    ),
+    "tokenizer": _TOKENIZER,
+    "superres_tokenizer": _TOKENIZER,
 }
 
 
@@ -49,6 +49,14 @@ TASKS = [
     (toy_muse.TASK, (), ()),
     (_TOKENS, (), ("tokenizer",)),
     (toy_muse.SUPERRES, (), ()),
+    (dataclasses.replace(toy_muse.SUPERRES, stored_tokens=True), (), ("tokenizer",)),
+    (
+        dataclasses.replace(
+            toy_muse.SUPERRES, stored_tokens=True, superres_tokenizer=toy_muse.TOKENIZER
+        ),
+        (),
+        ("tokenizer", "superres_tokenizer"),
+    ),
     (_CRITIC, (), ()),
     (dataclasses.replace(_CRITIC, trains=("critic",)), (), ()),
     (dataclasses.replace(_CRITIC, trains=("maskgit",)), ("critic",), ()),

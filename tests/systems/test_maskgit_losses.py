@@ -118,6 +118,14 @@ def test_superres_sees_the_small_images_tokens_and_texts():
     assert inputs.ids_BN.shape == (4, 64) and inputs.cond_ids_BM.shape == (4, 16)
     small = batch["image"].reshape(4, 8, 2, 8, 2, 3).astype(np.float32).mean((2, 4))
     np.testing.assert_array_equal(inputs.cond_ids_BM, tokens_of(np.uint8(np.round(small))))
+    on_tokens = dataclasses.replace(SUPERRES, stored_tokens=True)
+    stored = {"superres_tokens": inputs.ids_BN, "cond_tokens": inputs.cond_ids_BM}
+    assert {name: leaf.shape for name, leaf in on_tokens.batch_spec(4).items()} == {
+        "superres_tokens": (4, 64), "cond_tokens": (4, 16), "text": (4, 1), "text_mask": (4, 1)
+    }  # fmt: skip
+    again = on_tokens.inputs_of(params["maskgit"], {}, {**batch, **stored})
+    jax.tree.map(np.testing.assert_array_equal, inputs, again)
+    assert on_tokens.flops(1) < SUPERRES.flops(1)
 
     @jax.jit
     def told(decoder, inputs):

@@ -161,7 +161,18 @@ def test_guidance_without_dropped_captions_is_said(system, capsys):
         (lambda: dataclasses.replace(TASK, image_size=9), "image_size=9"),
         (lambda: dataclasses.replace(SUPERRES, cond_image_size=6), "cond_image_size=6 is no part"),
         (lambda: dataclasses.replace(SUPERRES, cond_image_size=16), "is no part"),
-        (lambda: dataclasses.replace(SUPERRES, stored_tokens=True), "needs images of both sizes"),
+        (
+            lambda: dataclasses.replace(
+                SUPERRES, stored_tokens=True, tokenizer=None, superres_tokenizer=TOKENIZER
+            ),
+            "cond_image_size=8 needs tokens of both sizes; give a tokenizer",
+        ),
+        (
+            lambda: dataclasses.replace(
+                SUPERRES, superres_tokenizer=TOKENIZER.clone(parent=None, channels=1)
+            ),
+            "superres_tokenizer.channels=1 is not that of tokenizer, 3",
+        ),
         (lambda: MaskGitTask(NETWORK, TEXT, _VIT, image_size=16), "weights are those of one size"),
         (
             lambda: MaskGitTask(NETWORK, TEXT, _VIT).check_options(MaskGitOptions(image_size=16)),

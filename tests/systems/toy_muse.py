@@ -72,9 +72,15 @@ def tokens_of(images):
 
 def batch_of(task, rows=4):
     rng = np.random.default_rng(2)
+
+    def tokens(s):
+        return rng.integers(0, 16, s.shape, dtype=np.int32)
+
     draw = {
         "image": lambda s: rng.integers(0, 256, s.shape, dtype=np.uint8),
-        "tokens": lambda s: rng.integers(0, 16, s.shape, dtype=np.int32),
+        "tokens": tokens,
+        "superres_tokens": tokens,
+        "cond_tokens": tokens,
         "text": lambda s: rng.integers(0, 4, s.shape, dtype=np.int32),
         "text_embeds": lambda s: rng.normal(size=s.shape).astype(np.float32),
         "text_mask": lambda s: (

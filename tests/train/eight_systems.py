@@ -239,7 +239,18 @@ def muse():
     compare(task, batches, frozen, presets=("fsdp_tp",))
 
 
+def muse_on_tokens():
+    """Super-resolution on stored tokens of both sizes."""
+    from t2i_jax.models.maskgit import MaskGitTransformer
+    from tests.systems import toy_muse
+
+    network = MaskGitTransformer(**toy_muse.SIZES)
+    task = dataclasses.replace(toy_muse.SUPERRES, model=network, stored_tokens=True)
+    batches = [toy_muse.batch_of(task, CONFIG.batch_size) for _ in range(2)]
+    compare(task, batches, presets=("fsdp_tp",))
+
+
 CASES = (
     tokenizer, gan, super_resolution, parti, parti_without_tensor, clip, prior, decoder, t5, imagen,
-    muse,
+    muse, muse_on_tokens,
 )  # fmt: skip

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-
 from t2i_jax import config
 from t2i_jax.errors import UserError
-from t2i_jax.models import image_tokenizer
 from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
 from t2i_jax.models.maskgit_bert import MaskGitBert
+from t2i_jax.systems import stored_tokens
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 
 if TYPE_CHECKING:
@@ -75,28 +72,6 @@ def sized(task: MaskGitTask, name: str, model: Any) -> Any:
     return sized
 
 
-def at_size(field: str, tokenizer: Any, size: int) -> Any:
-    """The tokenizer for images of another size.
-
-    Raises:
-      UserError: its weights are those of one size.
-    """
-    if size == tokenizer.image_size:
-        return tokenizer
-    try:
-        other = tokenizer.clone(parent=None, image_size=size)
-    except UserError as error:
-        raise UserError(f"{field}={size}: {error}") from None
-    shapes = [jax.tree.map(jnp.shape, image_tokenizer.abstract(one)) for one in (tokenizer, other)]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            f"{field}={size} is another size than the tokenizer's image_size="
-            f"{tokenizer.image_size}, and its weights are those of one size; use a convolutional "
-            "one, or train one at that size."
-        )
-    return other
-
-
 def check_options(task: MaskGitTask, options: MaskGitOptions) -> None:
     """Refuses options of a critic that was not trained, of guidance without texts, and those
     for which the network was not trained.
@@ -148,21 +123,9 @@ def _check_networks(model, critic):
 def _check_sizes(task):
     if task.cond_image_size is None:
         return
-    own = task.tokenizers[0]
-    if own is None or task.stored_tokens:
+    own, small = task.tokenizers
+    if own is None or (small is None and task.stored_tokens):
         raise UserError(
-            f"cond_image_size={task.cond_image_size} needs images of both sizes; give a "
-            "tokenizer and stored_tokens=False."
+            f"cond_image_size={task.cond_image_size} needs tokens of both sizes; give a tokenizer."
         )
-    size = task.cond_image_size
-    if not 0 < size < own.image_size or own.image_size % size:
-        raise UserError(
-            f"cond_image_size={task.cond_image_size} is no part of image_size="
-            f"{own.image_size}; try {own.image_size // 2}."
-        )
-    small = task.tokenizers[1]
-    if small is not None and small.codebook_size != own.codebook_size:
-        raise UserError(
-            f"superres_tokenizer.codebook_size={own.codebook_size} is not that of tokenizer, "
-            f"{small.codebook_size}, and one table holds the vectors of both; make them equal."
-        )
+    stored_tokens.check_pair(own, small, task.cond_image_size)

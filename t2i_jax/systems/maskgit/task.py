@@ -52,7 +52,8 @@ class MaskGitTask(SystemTask):
       superres_tokenizer: super-resolution: the tokenizer of the large images, where `tokenizer`
         is that of the small ones alone; None: one for both.
       stored_tokens: the batch holds "tokens" even though a tokenizer is known. Without one it
-        always does.
+        always does. Of a super-resolution it holds "superres_tokens" and "cond_tokens", those of
+        the images and of the smaller ones.
       critic: `TokenCritic` or `SelfCritic`; None: the confidence says what is masked again.
       cond_drop_prob: share of the captions that are dropped, for classifier-free guidance.
       label_smoothing: share of the target spread evenly over the codebook (Muse has 0.1,
@@ -132,10 +133,11 @@ class MaskGitTask(SystemTask):
         """
         own = getattr(self, self.own_tokenizer)
         if own is not None and self.image_size is not None:
-            own = checks.at_size("image_size", own, self.image_size)
+            own = image_tokenizer.at_size("image_size", own, self.image_size)
         small = None
         if self.cond_image_size is not None and self.tokenizer is not None:
-            small = checks.at_size("cond_image_size", self.tokenizer, self.cond_image_size)
+            cond = "cond_image_size", self.tokenizer, self.cond_image_size
+            small = image_tokenizer.at_size(*cond)
         return own, small
 
     def made_size(self, options: Any, trained_at: int | None = None) -> int | None:
@@ -203,8 +205,11 @@ class MaskGitTask(SystemTask):
 
     @property
     def idle_parts(self) -> tuple[str, ...]:
-        """The images' tokenizer where a batch holds their tokens."""
-        return (self.own_tokenizer,) if self.on_tokens else ()
+        """The tokenizers of images whose tokens a batch holds."""
+        if not self.on_tokens:
+            return ()
+        cond = ("tokenizer",) if self.cond_image_size is not None else ()
+        return tuple(dict.fromkeys((self.own_tokenizer, *cond)))
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) by group, and stats (none)."""
@@ -228,7 +233,12 @@ class MaskGitTask(SystemTask):
         def of(dtype, *shape):
             return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
-        if self.on_tokens:
+        if self.on_tokens and self.cond_image_size is not None:
+            spec = {
+                "superres_tokens": of(jnp.int32, self.network.num_tokens),
+                "cond_tokens": of(jnp.int32, self.network.cond_fmap_size**2),
+            }
+        elif self.on_tokens:
             spec = {"tokens": of(jnp.int32, self.network.num_tokens)}
         else:
             own = self.tokenizers[0]
@@ -236,15 +246,19 @@ class MaskGitTask(SystemTask):
         return {**spec, **captions.spec(self.text, batch_size)}
 
     def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
-        """Stored tokens, of a grid and codebook like these and of this tokenizer.
+        """Stored tokens, of a grid and codebook like these and of this tokenizer; of a
+        super-resolution those of both sizes.
 
         Stored embeddings of the text.
         """
         stored = super().columns(parts)
         if not self.on_tokens:
             return stored
-        made = stored_tokens.made_with(self.network, parts.get(self.own_tokenizer))
-        return {"tokens": made, **stored}
+        network, own = self.network, parts.get(self.own_tokenizer)
+        if self.cond_image_size is None:
+            return {"tokens": stored_tokens.made_with(network, own), **stored}
+        made = stored_tokens.pair_made_with(network, own, parts.get("tokenizer"))
+        return {"superres_tokens": made, **stored}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """Images with the options' defaults, in one program."""
@@ -370,17 +384,9 @@ class MaskGitTask(SystemTask):
         self, params: Params, frozen: Any, batch: Batch, key: Key | None = None
     ) -> sampling.Inputs:
         """The inputs of the networks from a batch (`key`: the text encoder drops out)."""
-        small = None
-        own, cond = self.tokenizers
-        if self.on_tokens:
-            ids_BN = batch["tokens"]
-        else:
-            ids_BN = image_tokenizer.tokens(own, frozen[self.own_tokenizer], batch["image"])
-        if cond is not None:
-            images = shrink(batch["image"], own.image_size // cond.image_size)
-            small = jax.lax.stop_gradient(image_tokenizer.tokens(cond, frozen["tokenizer"], images))
+        ids_BN, cond_ids_BM = jax.lax.stop_gradient(self._ids(frozen, batch))
         embeds_BLD, mask_BL = self.embed(params, frozen, batch, len(ids_BN), key)
-        return sampling.Inputs(jax.lax.stop_gradient(ids_BN), embeds_BLD, mask_BL, small)
+        return sampling.Inputs(ids_BN, embeds_BLD, mask_BL, cond_ids_BM)
 
     def embed(
         self, params: Params, frozen: Any, batch: Batch, count: int, key: Key | None = None
@@ -407,6 +413,19 @@ class MaskGitTask(SystemTask):
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks."""
         return batch_size * flops.of_image(self)
+
+    def _ids(self, frozen, batch):
+        """(tokens of the images (B, N), those of the smaller ones (B, M) or None)."""
+        own, cond = self.tokenizers
+        if self.on_tokens and self.cond_image_size is None:
+            return batch["tokens"], None
+        if self.on_tokens:
+            return batch["superres_tokens"], batch["cond_tokens"]
+        ids_BN = image_tokenizer.tokens(own, frozen[self.own_tokenizer], batch["image"])
+        if cond is None:
+            return ids_BN, None
+        images = shrink(batch["image"], own.image_size // cond.image_size)
+        return ids_BN, image_tokenizer.tokens(cond, frozen["tokenizer"], images)
 
     @property
     def _has_token_critic(self):
