@@ -5,8 +5,8 @@
     t2i train configs/muse/paper_superres.py tokenizer=runs/vqgan superres_tokenizer=runs/vqgan_f8
 
 It trains on images, of which both tokenizers make the tokens: f=16 of the small ones, f=8 of the
-large ones, 8192 codes each. Without runs of these they are trained first. With them, and
-task.stored_tokens=True, it trains on tokens that are stored once:
+large ones, 8192 codes each. Without runs of these they are trained first. With them it may train on
+tokens of both sizes that are stored once, by task.stored_tokens=True:
 
     t2i data encode-images packed runs/vqgan --cond-image-size 256 \\
         --superres-tokenizer runs/vqgan_f8

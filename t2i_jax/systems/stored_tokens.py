@@ -52,7 +52,7 @@ def check_pair(own: ImageTokenizer, small: ImageTokenizer | None, cond_image_siz
     if not 0 < cond_image_size < own.image_size or own.image_size % cond_image_size:
         raise UserError(
             f"cond_image_size={cond_image_size} is no part of image_size={own.image_size}; try "
-            f"{own.image_size // 2}."
+            f"{own.image_size // 2}, or give the tokenizer of larger images."
         )
     if small is not None and small.codebook_size != own.codebook_size:
         raise UserError(

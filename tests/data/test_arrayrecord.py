@@ -152,6 +152,10 @@ def test_numbers_that_cannot_be_right_are_bad_samples(packed):
     shutil.rmtree(packed)
     pack(Shapes(16, length=LENGTH), packed, name="shapes")
     add_column(packed, "tokens", rows, about={"codebook_size": LENGTH})
+    pairs = [
+        {"superres_tokens": np.zeros(4, np.uint16), "cond_tokens": row["tokens"]} for row in rows
+    ]
+    add_column(packed, "superres_tokens", pairs, about={"codebook_size": LENGTH})
     add_column(packed, "text", texts, about={})
     vectors = {"image_embeds": np.ones(4, np.float32), "caption_embeds": np.ones(4, np.float32)}
     broken = {"image_embeds": np.full(4, np.inf, np.float32)}
@@ -159,6 +163,7 @@ def test_numbers_that_cannot_be_right_are_bad_samples(packed):
     for wants, reason, count in (
         (("image_embeds",), "embeddings that are not finite", 1),
         (("tokens",), f"tokens outside 0 to {LENGTH - 1}", 2),
+        (("superres_tokens", "cond_tokens"), f"cond_tokens outside 0 to {LENGTH - 1}", 2),
         (("caption", "text_embeds"), "embeddings that are not finite", 1),
     ):
         batch, bad = read(packed, wants, max_bad_rate=0.9, text_length=4)
