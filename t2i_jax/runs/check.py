@@ -27,7 +27,7 @@ from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin, begun, evaluation
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe, idle
-from t2i_jax.runs.wiring import planned_stages, told_apart
+from t2i_jax.runs.wiring import planned_stages, told_apart, with_weights
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
 from t2i_jax.train.log import check_wandb
@@ -87,11 +87,13 @@ def check(
     inside: dict[str, None] = {}  # a run that was begun in its own data goes on, and is told of it
     apart = functools.partial(_check_apart, workdir, inside if is_begun else None)
     checks: list[Callable[[Wired], None]] = [_check_machine] * (devices is None)
-    checks += [functools.partial(_check_data, apart=apart)] * with_data
+    # of a single stage the trainer finds at once what its losses have to say, and whose columns
+    # those of its data are
+    several = sum(stage.is_trained for stage in stages.values()) > 1
+    known = {} if several else None
+    checks += [functools.partial(_check_data, apart=apart, known=known)] * with_data
     looks = [_check_evaluation] * with_data
     measures = [functools.partial(_check_monitored, build=build)] * with_data
-    # of a single stage the trainer finds at once what its losses have to say
-    several = sum(stage.is_trained for stage in stages.values()) > 1
     whole = _check_shapes if several else _check_networks
     _refuse(
         _per_stage(
@@ -284,16 +286,18 @@ def _check_apart(workdir, inside, source, name):
     inside[f"{lies}images its own count at the next start; {remedy}"] = None
 
 
-def _check_data(stage, apart):
+def _check_data(stage, apart, known):
     """Checks sizes and columns of the data, and its first samples as training will read them.
 
     Args:
       apart: of the source and its name, whether the run lies outside of it.
+      known: the parts that were read already, see `with_weights`; None: they are not to be read.
     """
     recipe, spec = stage.recipe, stage.spec
     if stage.is_new:
         check_split(recipe.data.source, recipe.data.split, "data.split")
-    check_data(recipe, stage.parts)
+    by_parts = known is not None and recipe.task.columns(stage.parts)
+    check_data(recipe, with_weights(stage.parts, known) if by_parts else stage.parts)
     if recipe.data.source in EMBEDDED:
         return
     wants = tuple("caption" if name == "text" else name for name in spec)

@@ -115,6 +115,25 @@ def told_apart(parts: Mapping[str, Given]) -> dict[str, Given]:
     }
 
 
+def with_weights(parts: Mapping[str, Given], known: dict[str, Given]) -> dict[str, Given]:
+    """The planned parts, of which those that are trained have their weights and fingerprints: the
+    arrays of their runs are read.
+
+    Args:
+      known: the parts that were read before, by folder; those that are read now are added.
+    """
+    found = dict(parts)
+    for name, part in parts.items():
+        if part.home is None or not part.home.is_dir():
+            continue
+        home = os.path.realpath(part.home)
+        if home not in known:
+            own = folders.part_in(pathlib.Path(home))
+            known[home] = dataclasses.replace(own, fingerprint=folders.fingerprint(own.weights))
+        found[name] = known[home]
+    return found
+
+
 def _is_trained(recipe, home):
     done = None if home is None else last_step(home)
     return done is not None and recipe.train is not None and done >= recipe.train.steps

@@ -20,6 +20,7 @@ from t2i_jax import runs
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
+from t2i_jax.runs.check import check
 from t2i_jax.runs.folder import part_in
 from t2i_jax.train.loop import Hook
 from tests.e2e import tiny_muse
@@ -199,6 +200,15 @@ def test_stored_tokens_that_do_not_fit_a_super_resolution_are_refused(trained, p
     ):
         says = f"superres_tokens made with {name}={has!r}, and the task has {name}={wants}"
         refused(says, superres_tokens={**made, name: has})
+    # of several stages the last one's before the first is trained
+    muse = tiny_muse.get_config()
+    parts = {**muse.parts, **recipe.parts, "superres": dataclasses.replace(recipe, parts={})}
+    told = {**columns, "superres_tokens": {**made, "cond_tokenizer": "0" * 16}}
+    path.write_text(json.dumps({**json.loads(written), "columns": told}))
+    with pytest.raises(UserError, match="superres: .* made with cond_tokenizer='0000"):
+        check(dataclasses.replace(muse, parts=parts))
+    path.write_text(written)
+    check(dataclasses.replace(muse, parts=parts))
     other = dataclasses.replace(recipe.data, image_size=32)
     with pytest.raises(UserError, match="data.image_size=32 is not the task's image_size=16"):
         runs.train(dataclasses.replace(recipe, data=other), tmp_path / "run")
