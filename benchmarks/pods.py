@@ -63,6 +63,7 @@ SAMPLING = {  # guided images of one program
         ("20b", "v5p:2x2x2", 16, "tensor=8"),
         ("muse_632m", "v5e:2x2", 16, "data=4"),
         ("muse_3b", "v4:2x2x2", 16, "data=8"),
+        ("muse_superres", "v5e:2x2", 16, "data=4"),
         ("base", "v5e:2x2", 64, "data=4"),
     )
 }

@@ -183,6 +183,20 @@ def tokens(model: ImageTokenizer, weights: Mapping[str, Any], image_BHWC: Array)
     return encoded.ids.reshape(image.shape[0], -1)
 
 
+def check_ids(model: ImageTokenizer, ids: Array) -> None:
+    """Refuses codes that the codebook does not have.
+
+    Raises:
+      UserError: the range that they have, and the one that there is.
+    """
+    codes = model.codebook_size
+    if ids.min() < 0 or ids.max() >= codes:
+        raise UserError(
+            f"ids go from {ids.min()} to {ids.max()}; the codebook has those from 0 to "
+            f"{codes - 1}: give codes of this tokenizer."
+        )
+
+
 def pixels(
     model: ImageTokenizer,
     weights: Mapping[str, Any],

@@ -180,7 +180,7 @@ def kept(
             (height, width), (rows, columns) = image.shape[:2], mask.shape[:2]
             raise UserError(
                 f"{name} is {columns}x{rows} pixels and its image {width}x{height}; give a mask as "
-                "large as the image, or as what is made of it."
+                "large as the image or of its aspect, or as what is made of it."
             )
         elif mask.shape[:2] != image.shape[:2]:
             height, width = image.shape[:2]

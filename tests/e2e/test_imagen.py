@@ -130,7 +130,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     assert "start='" in sample("--start-at", 2, "--start", tmp_path / "none.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")
-    assert "as large as the image" in sample(
+    assert "as large as the image or of its aspect" in sample(
         "--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png"
     )
     assert "trained on captions" in refused("sample", trained) or "empty" in refused(

@@ -303,7 +303,8 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
         return refused("sample", trained, "a red circle", *more)
 
     assert "did you mean 'base'" in sample("--stop-at", "bas")
-    assert "steps=0" in sample("--steps", 0)
+    for field, number in (("--steps", 0), ("--steps", -1), ("--edit-steps", -1)):
+        assert "give 1 or more" in sample(field, number)
     assert "superres_steps=0" in sample("--superres-steps", 0)
     assert "multiples of 8 pixels" in sample("--image-size", 16, 20)
     assert "edit_steps=2 says what becomes of init_images" in sample("--edit-steps", 2)
@@ -313,7 +314,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")
     both = ("--init", tmp_path / "image.png", "--mask", tmp_path / "mask.png")
-    assert "as large as the image" in sample(*both)
+    assert "as large as the image or of its aspect" in sample(*both)
     assert "cond_images=None: this system enlarges" in refused(
         "sample", trained / "superres", "a red circle"
     )

@@ -11,9 +11,13 @@ from t2i_jax import config
 from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
 from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.on_host import initialise
+from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.systems.maskgit import losses
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.text.classes import ClassLabels
+from t2i_jax.text.t5 import T5Text
+from t2i_jax.text.t5_encoder import T5Encoder
+from tests.systems import toy_dalle2
 from tests.systems.toy_muse import (
     CRITIC,
     NETWORK,
@@ -37,6 +41,27 @@ def test_a_step_on_images_is_a_step_on_their_tokens():
     expected = loss_of(TASK, batch, params)[0]
     found = loss_of(on_tokens, {**batch, "tokens": tokens}, params)[0]
     np.testing.assert_allclose(expected, found, rtol=1e-6)
+
+
+_T5 = T5Encoder(dim=16, depth=1, heads=2, dim_head=8, mlp_dim=16, vocab_size=64)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [T5Text(None, _T5, max_length=6), ClipText(None, toy_dalle2.CLIP, max_length=6)],
+    ids=["T5", "CLIP"],
+)
+def test_captions_of_frozen_encoders_condition_it(text):
+    task = dataclasses.replace(TASK, text=text, stored_tokens=True, cond_drop_prob=0.0)
+    frozen = {"text": initialise(text.init, jax.random.key(0))}
+    params, batch = params_of(task), batch_of(task)
+    batch["text_mask"][:] = np.arange(6) < 4
+    loss = jax.jit(lambda batch: task.loss(params, {}, frozen, batch, jax.random.key(3), 0)[0])
+    first = loss(batch)
+    for place, matters in ((1, True), (5, False)):  # a token, padding
+        changed = batch["text"].copy()
+        changed[:, place] = (changed[:, place] + 1) % 4
+        assert (abs(float(loss({**batch, "text": changed}) - first)) > 1e-4) == matters
 
 
 @pytest.mark.parametrize("critic", [None, CRITIC, SelfCritic()], ids=["none", "token", "self"])

@@ -443,6 +443,28 @@ def test_the_system_encodes_and_decodes(key):
         system.decode(ids.at[0, 0].set(10_000))
 
 
+def test_a_convolutional_network_encodes_and_decodes_other_sizes(key):
+    task = TokenizerTask(CONVOLUTIONAL["muse-maskgit-pytorch, with FSQ"])
+    params, stats = started(task, key)
+    system = TokenizerSystem(task, {"generator": params["generator"], "stats": stats})
+    patch = task.model.patch_size
+    wide = np.tile(IMAGES[:1, :8], (1, 1, 2, 1))  # half as high and twice as wide
+    grid = wide.shape[1] // patch, wide.shape[2] // patch
+    ids = system.encode(wide)
+    assert ids.shape == (1, grid[0] * grid[1])
+    np.testing.assert_array_equal(system.decode(ids, grid), system.reproduce(wide))
+    assert system.reproduce(wide).shape == wide.shape
+    with pytest.raises(UserError, match=rf"other multiples of {patch}\."):
+        system.encode(wide[:, 1:])
+    with pytest.raises(UserError, match="grid=0 is not a number from 1"):
+        system.decode(ids, (0, 4))
+    for wrong in ((2,), [2, 4], (2, 4, 1)):
+        with pytest.raises(UserError, match="is no .rows, columns. of this network's codes"):
+            system.decode(ids, wrong)
+    with pytest.raises(UserError, match=r"ids have shape .*; give \(B, 1\)"):
+        system.decode(ids, (1, 1))
+
+
 def test_mistakes_are_named():
     for wrong, said in (
         (dict(gan_loss="hing"), "gan_loss='hing' is not known; did you mean 'hinge'"),

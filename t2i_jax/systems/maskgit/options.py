@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from t2i_jax import config
 from t2i_jax.decoding.masked import ORDERS, Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.systems import calls
 from t2i_jax.systems.maskgit.windows import size_of
-from t2i_jax.values import shown
+from t2i_jax.values import Range, shown
 
 COMPAT, PUBLISHED = "muse-maskgit-pytorch", "maskgit"
 _MOST_STEPS = 10_000
+Steps = Annotated[int, Range(1, _MOST_STEPS)]
 _WIDEST = 1_000  # widest seam in pixels
 _OF_STEPS = (  # options without a use for an edit, which draws a few tokens at a time
     "steps", "growing", "choice_temperature", "order", "remask", "critic", "critic_noise",
@@ -69,7 +70,7 @@ class MaskGitOptions:
         and the share and the temperature fall to 0 at the last step.
     """
 
-    steps: int = 24
+    steps: Steps = 24
     guidance: float = 3.0
     growing: bool = True
     temperature: float = 1.0
@@ -84,7 +85,7 @@ class MaskGitOptions:
     image_size: int | tuple[int, int] | None = None
     overlap: float = 0.5
     strength: float = 0.6
-    edit_steps: int | None = None
+    edit_steps: Steps | None = None
     edit_share: float = 0.08
     outpaint: tuple[float, float, float, float] | None = None
     feather: float | None = None

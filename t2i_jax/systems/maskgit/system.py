@@ -293,7 +293,12 @@ class MaskGitSystem(TextToImage):
         return Made(self, made.ids_BN, made.trace_SBN, made.given_BN, images, grid)
 
     def pixels(self, ids_BN: Array | np.ndarray, grid: tuple[int, int] | None = None) -> Array:
-        """uint8 images of tokens; `grid` as of `image_tokenizer.pixels`."""
+        """uint8 images of tokens; `grid` as of `image_tokenizer.pixels`.
+
+        Raises:
+          UserError: tokens that the codebook has not.
+        """
+        image_tokenizer.check_ids(self.task.tokenizers[0], ids_BN)
         return self._pixels(self.frozen[self.task.own_tokenizer], ids_BN, grid)
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from t2i_jax import config
 from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
 from t2i_jax.systems import calls
-from t2i_jax.systems.maskgit.options import MaskGitOptions
+from t2i_jax.systems.maskgit.options import MaskGitOptions, Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MuseOptions(MaskGitOptions):
       stop_at: "base": the small images; None: the large ones.
     """
 
-    superres_steps: int = 8
+    superres_steps: Steps = 8
     superres_guidance: float | None = None
     superres_temperature: float | None = None
     stop_at: str | None = None
