@@ -23,8 +23,8 @@ def get_config() -> t2i.Recipe:
         parts={
             "tokenizer": _stage(t2i.TokenizerTask(small, l2_weight=1.0), 32, 400, 3e-3),
             "superres_tokenizer": _stage(t2i.TokenizerTask(large, l2_weight=1.0), 64, 400, 3e-3),
-            "base": _stage(base, 32, 1500, 2e-3, weight_decay=0.03),
-            "superres": _stage(superres, 64, 450, 2e-3, weight_decay=0.03),
+            "base": _stage(base, 32, 3000, 2e-3, weight_decay=0.03),
+            "superres": _stage(superres, 64, 900, 2e-3, weight_decay=0.03),
         },
         evaluation=t2i.Evaluation(
             judge="shapes",
