@@ -5,7 +5,7 @@
 For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one
 that it does not, as `t2i_jax.compiler` has it, with zeros around the image and ("within") of
 an image that has them already; of the gradient of the input by turning the kernel around and by
-one product for all places of the window, between which `t2i_jax.nn.convolution` chooses; of the
+one product for all places of the window, between which `t2i_jax.nn.cpu_convolution` chooses; of the
 gradient of the kernel; and what PyTorch takes for the three. The floor is the time of the products
 at the rate of `limits.py`.
 """
@@ -22,7 +22,7 @@ from limits import machine
 
 from t2i_jax.compiler import options_for
 from t2i_jax.heap import keep_freed_memory
-from t2i_jax.nn import convolution
+from t2i_jax.nn import convolution, cpu_convolution
 
 _SIZES = (  # images, side, channels in and out; the window is 3
     (4, 8, 1024, 2048),
@@ -62,9 +62,9 @@ def main() -> None:
             _seconds(convolved, (x, kernel), usual),
             _seconds(within, (whole, kernel), None),
             _seconds(within, (whole, kernel), usual),
-            _seconds(lambda y, k: convolution._turned_around(y, k, 1), (y, kernel), usual),
-            _seconds(lambda y, k: convolution._all_taps(y, k, 1), (y, kernel), usual),
-            _seconds(convolution._kernel_in_turn, (whole, y), usual),
+            _seconds(lambda y, k: cpu_convolution._turned_around(y, k, 1), (y, kernel), usual),
+            _seconds(lambda y, k: cpu_convolution._all_taps(y, k, 1), (y, kernel), usual),
+            _seconds(lambda x, y: cpu_convolution._kernel_in_turn(x, y, False), (whole, y), usual),
             *_of_pytorch(x, kernel, y),
             2 * 9 * images * side**2 * channels * features / rate,
         ]
