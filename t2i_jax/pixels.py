@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from PIL import Image
 
 from t2i_jax.files import replacing
@@ -29,6 +30,14 @@ def to_uint8(image: Array, pixel_range: tuple[float, float]) -> Array:
     return jnp.round(
         jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0, 1) * 255.0
     ).astype(jnp.uint8)
+
+
+def shrink(image_BHWC: Array | np.ndarray, scale: int) -> Array:
+    """uint8 images at 1 / scale of their size: means of squares, rounded."""
+    means = reduce(
+        image_BHWC.astype(jnp.float32), "b (h p) (w q) c -> b h w c", "mean", p=scale, q=scale
+    )
+    return jnp.round(means).astype(jnp.uint8)
 
 
 def as_pil(images: Sequence[Any] | np.ndarray) -> list[Any]:

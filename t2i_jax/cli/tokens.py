@@ -142,7 +142,7 @@ def _tokens(source, coders, crop, batch_size) -> Iterator[Any]:
     from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import in_batches
     from t2i_jax.models import image_tokenizer
-    from t2i_jax.systems.super_resolution.resizing import shrink
+    from t2i_jax.pixels import shrink
 
     large = next(iter(coders.values())).network
     size, channels = large.image_size, large.channels

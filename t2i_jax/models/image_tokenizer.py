@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.errors import FlaxError
 
 from t2i_jax.errors import UserError
@@ -183,7 +184,7 @@ def tokens(model: ImageTokenizer, weights: Mapping[str, Any], image_BHWC: Array)
     return encoded.ids.reshape(image.shape[0], -1)
 
 
-def check_ids(model: ImageTokenizer, ids: Array) -> None:
+def check_ids(model: ImageTokenizer, ids: Array | np.ndarray) -> None:
     """Refuses codes that the codebook does not have.
 
     Raises:

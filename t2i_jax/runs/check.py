@@ -150,8 +150,11 @@ def check_data(recipe: Recipe, parts: Mapping[str, Given]) -> None:
     """
     spec, data = recipe.task.batch_spec(1), recipe.data
     assert data is not None
-    size = recipe.task.made_size(None) if "cond_images" in recipe.task.inputs else None
-    size = spec["image"].shape[1] if "image" in spec else size
+    size = None
+    if "image" in spec:
+        size = spec["image"].shape[1]
+    elif "cond_images" in recipe.task.inputs:
+        size = recipe.task.made_size(None)
     if size is not None and size != data.image_size:
         raise UserError(
             f"data.image_size={data.image_size} is not the task's image_size={size}; make them "

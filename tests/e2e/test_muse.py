@@ -304,7 +304,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
 
     assert "did you mean 'base'" in sample("--stop-at", "bas")
     for field, number in (("--steps", 0), ("--steps", -1), ("--edit-steps", -1)):
-        assert "give 1 or more" in sample(field, number)
+        assert "is below 1; give a number from 1" in sample(field, number)
     assert "superres_steps=0" in sample("--superres-steps", 0)
     assert "multiples of 8 pixels" in sample("--image-size", 16, 20)
     assert "edit_steps=2 says what becomes of init_images" in sample("--edit-steps", 2)

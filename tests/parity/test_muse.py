@@ -15,6 +15,7 @@ from t2i_jax import convert, runs
 from t2i_jax.decoding import logits as filters
 from t2i_jax.decoding import masked
 from t2i_jax.models.maskgit import MaskGitAndTokenizer
+from t2i_jax.pixels import shrink
 from t2i_jax.runs import load as load_system
 from t2i_jax.systems import batching
 from t2i_jax.systems.base import Given
@@ -22,7 +23,6 @@ from t2i_jax.systems.imported import TorchFile
 from t2i_jax.systems.maskgit import losses
 from t2i_jax.systems.maskgit.weights import OPTIONS
 from t2i_jax.systems.muse import weights as muse_weights
-from t2i_jax.systems.super_resolution.resizing import shrink
 from tests.parity import muse_models
 from tests.parity.muse_models import Sizes
 from tests.parity.reference import load

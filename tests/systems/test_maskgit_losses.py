@@ -56,7 +56,11 @@ def test_captions_of_frozen_encoders_condition_it(text):
     frozen = {"text": initialise(text.init, jax.random.key(0))}
     params, batch = params_of(task), batch_of(task)
     batch["text_mask"][:] = np.arange(6) < 4
-    loss = jax.jit(lambda batch: task.loss(params, {}, frozen, batch, jax.random.key(3), 0)[0])
+    compiled = jax.jit(task.loss)
+
+    def loss(batch):
+        return compiled(params, {}, frozen, batch, jax.random.key(3), jnp.int32(0))[0]
+
     first = loss(batch)
     for place, matters in ((1, True), (5, False)):  # a token, padding
         changed = batch["text"].copy()

@@ -363,8 +363,6 @@ def test_stages_that_do_not_fit_are_refused(base, superres):
     with pytest.raises(UserError, match="parts.base makes no images from captions alone"):
         _joined(superres, superres)
     silent = system_of(dataclasses.replace(SUPERRES, text=None))
-    assert MuseTask(base=TASK.model).inputs == silent.task.inputs[:2]
-    assert MuseTask(base=TASK.model, text=TASK.text).inputs == MuseTask().inputs
     with pytest.raises(UserError, match="parts.base reads captions, and parts.superres was"):
         _joined(base, silent)
     wide = system_of(dataclasses.replace(TASK, image_size=16))

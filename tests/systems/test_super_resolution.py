@@ -9,8 +9,9 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.super_resolution import SuperResolution, pixel_shuffle
 from t2i_jax.on_host import initialise
+from t2i_jax.pixels import shrink
 from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
-from t2i_jax.systems.super_resolution.task import SuperResolutionTask, shrink
+from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 
 _TASK = SuperResolutionTask(SuperResolution(scale=2, blocks=1, channels=8), image_size=16)
 

@@ -17,7 +17,7 @@ from einops import rearrange
 from t2i_jax.compiler import Program
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
-from t2i_jax.pixels import as_pil
+from t2i_jax.pixels import as_pil, shrink
 from t2i_jax.systems import batching, calls, given, kept, prompting
 from t2i_jax.systems.maskgit import previews, sampling
 from t2i_jax.systems.maskgit.blend import blended
@@ -25,7 +25,6 @@ from t2i_jax.systems.maskgit.canvas import box_of, laid
 from t2i_jax.systems.maskgit.options import COMPAT, MaskGitOptions
 from t2i_jax.systems.maskgit.previews import Show
 from t2i_jax.systems.maskgit.windows import grayed
-from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.types import Array
 

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.maskgit import SelfCritic
+from t2i_jax.pixels import shrink
 from t2i_jax.systems import captions, stored_tokens
 from t2i_jax.systems.base import Given, Part, SystemTask
 from t2i_jax.systems.maskgit import checks, flops, losses, sampling
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.windows import Windows, windows_of
-from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.text_to_image import samples_of
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats

@@ -68,9 +68,8 @@ class MuseTask(SystemTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Images to inpaint or change; negative prompts, but of a base model without texts."""
-        has_texts = self.base is None or self.text is not None
-        return (*(("negative_prompts",) if has_texts else ()), "init_images", "mask")
+        """Negative prompts, and images to inpaint or change."""
+        return "negative_prompts", "init_images", "mask"
 
     @property
     def samples(self) -> tuple[str, ...]:

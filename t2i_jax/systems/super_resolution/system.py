@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.pixels import shrink
 from t2i_jax.systems import calls, given
 from t2i_jax.systems.image_to_image import ImageToImage
-from t2i_jax.systems.super_resolution.resizing import shrink, upscale
+from t2i_jax.systems.super_resolution.resizing import upscale
 from t2i_jax.types import Array
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.super_resolution import SuperResolution
 from t2i_jax.nn.flops import flops_of
-from t2i_jax.pixels import to_float
+from t2i_jax.pixels import shrink, to_float
 from t2i_jax.systems.base import SystemTask
-from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
 from t2i_jax.systems.tokenizer import losses
 from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
