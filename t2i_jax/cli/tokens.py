@@ -88,8 +88,10 @@ def encode_images(
 
 def _coders(run, image_size, cond_image_size, superres_tokenizer) -> Mapping[str, _Coder]:
     """The tokenizers by the array that they fill, that of the large images first."""
+    from t2i_jax import runs
     from t2i_jax.systems import stored_tokens
 
+    load = functools.cache(runs.load)  # one run may serve both sizes
     within = run / "superres_tokenizer"
     own = run / "tokenizer" if (run / "tokenizer").is_dir() else run
     if cond_image_size is None:
@@ -98,26 +100,25 @@ def _coders(run, image_size, cond_image_size, superres_tokenizer) -> Mapping[str
                 f"superres_tokenizer={str(superres_tokenizer)!r} is nothing without a "
                 "cond_image_size; give --cond-image-size, or it as run."
             )
-        return {"tokens": _coder("image_size", own, image_size)}
+        return {"tokens": _coder(load, "image_size", own, image_size)}
     if superres_tokenizer is not None:
         large = paths.given("superres_tokenizer", superres_tokenizer)
     else:
         large = within if within.is_dir() else own
     coders = {
-        "superres_tokens": _coder("image_size", large, image_size),
-        "cond_tokens": _coder("cond_image_size", own, cond_image_size),
+        "superres_tokens": _coder(load, "image_size", large, image_size),
+        "cond_tokens": _coder(load, "cond_image_size", own, cond_image_size),
     }
     large, small = (coder.network for coder in coders.values())
     stored_tokens.check_pair(large, small, cond_image_size)
     return coders
 
 
-def _coder(field, run, size):
+def _coder(load, field, run, size):
     """The tokenizer of a run at a size; None: at its own."""
-    from t2i_jax import runs
     from t2i_jax.models.image_tokenizer import at_size
 
-    system = runs.load(run)
+    system = load(run)
     size = system.coded_size if size is None else size  # a system without codes says so here
     return _Coder(at_size(field, system.task.network, size), system.weights, run)
 

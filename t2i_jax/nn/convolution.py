@@ -30,17 +30,6 @@ def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Ar
     return _convolution(stride, padding, x_BHWC, kernel_KKIO)
 
 
-def enlarge(x_BHWC: Array, kernel_44CO: Array) -> Array:
-    """A transposed convolution with a 4x4 window, stride 2 and padding 1, without a bias: the
-    gradient of the input of such a convolution, (B, 2H, 2W, O).
-
-    Each of the four kinds of pixels of the result sees 2x2 pixels of x, so all four are one 2x2
-    convolution with four times the channels; nothing is multiplied with the zeros that a dilated
-    image has. With few pixels on a CPU, making its kernel takes longer than a product for each tap.
-    """
-    return _enlarged(x_BHWC, kernel_44CO)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(stride, padding, x, kernel):
 
@@ -84,9 +73,16 @@ def _to_kernel(stride, padding, shape, swapped, x, y):
 
 
 @jax.custom_vjp
-def _enlarged(x, kernel):
-    on_cpu = enlarge_by_taps if are_few(x, kernel.shape[3]) else _by_kinds
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_by_kinds)
+def enlarge(x_BHWC: Array, kernel_44CO: Array) -> Array:
+    """A transposed convolution with a 4x4 window, stride 2 and padding 1, without a bias: the
+    gradient of the input of such a convolution, (B, 2H, 2W, O).
+
+    Each of the four kinds of pixels of the result sees 2x2 pixels of x, so all four are one 2x2
+    convolution with four times the channels; nothing is multiplied with the zeros that a dilated
+    image has. With few pixels on a CPU, making its kernel takes longer than a product for each tap.
+    """
+    on_cpu = enlarge_by_taps if are_few(x_BHWC, kernel_44CO.shape[3]) else _by_kinds
+    return jax.lax.platform_dependent(x_BHWC, kernel_44CO, cpu=on_cpu, default=_by_kinds)
 
 
 # The barriers keep XLA from finding the shifted copies of several passes to be the same, and
@@ -107,15 +103,15 @@ def _to_input_back(stride, padding, shape, kept, x):
     )
 
 
-def _enlarged_back(kept, y):
+def _enlarge_back(kept, y):
     x, kernel, y = jax.lax.optimization_barrier((*kept, y))
-    strided = kernel.swapaxes(2, 3)
+    of_strided = kernel.swapaxes(2, 3)
     back = jax.linear_transpose(lambda x: enlarge_by_taps(x, kernel), x)
     on_cpu = {"cpu": lambda y, _: back(y)[0]} if are_few(x, kernel.shape[3]) else {}
     of_input = functools.partial(_convolution, 2, 1)
     return (
-        jax.lax.platform_dependent(y, strided, default=of_input, **on_cpu),
-        _in_order(_to_kernel(2, 1, strided.shape, True, y, x)),
+        jax.lax.platform_dependent(y, of_strided, default=of_input, **on_cpu),
+        _in_order(_to_kernel(2, 1, of_strided.shape, True, y, x)),
     )
 
 
@@ -129,7 +125,7 @@ for _function, _back in (
     (_convolution, _convolution_back),
     (_to_input, _to_input_back),
     (_to_kernel, _to_kernel_back),
-    (_enlarged, _enlarged_back),
+    (enlarge, _enlarge_back),
 ):
     _function.defvjp(
         lambda *arguments, function=_function: (function(*arguments), arguments[-2:]), _back

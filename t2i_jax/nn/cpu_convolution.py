@@ -116,7 +116,7 @@ def _all_taps(y_BHWC, kernel_KKIO, padding):
     taps = y_BHWC.reshape(-1, features) @ kernel_KKIO.reshape(-1, features).T
     taps = taps.reshape(*y_BHWC.shape[:3], side, side, channels)
     x = sum(
-        jnp.pad(taps[:, :, :, i, j], ((0, 0), (i, side - 1 - i), (j, side - 1 - j), (0, 0)))
+        _widened(taps[:, :, :, i, j], {1: (i, side - 1 - i), 2: (j, side - 1 - j)})
         for i in range(side)
         for j in range(side)
     )

@@ -80,9 +80,8 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(stopped, train
     jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
 
 
-def test_so_is_a_super_resolution_that_was_stopped(trained, tmp_path, capsys):
-    stage = tiny_muse.get_config().parts["superres"]
-    stage = dataclasses.replace(stage, parts={"tokenizer": str(trained / "tokenizer")})
+def _stopped_and_resumed(recipe, folder, capsys):
+    """The system of four steps that were stopped after the third and went on from the second."""
 
     def hooks(recipe, build_system):
         def stop(state, step, log):
@@ -91,9 +90,17 @@ def test_so_is_a_super_resolution_that_was_stopped(trained, tmp_path, capsys):
         return (Hook(3, stop),)
 
     with pytest.raises(Stopped):
-        runs.train(stage, tmp_path / "run", hooks=hooks)
-    again = runs.train(stage, tmp_path / "run")
+        runs.train(recipe, folder, hooks=hooks)
+    again = runs.train(recipe, folder)
     assert "resuming from step 2 of 4" in capsys.readouterr().err
+    return again
+
+
+def test_so_is_a_super_resolution_that_was_stopped(trained, tmp_path, capsys):
+    stage = tiny_muse.get_config().parts["superres"]
+    stage = dataclasses.replace(stage, parts={"tokenizer": str(trained / "tokenizer")})
+
+    again = _stopped_and_resumed(stage, tmp_path / "run", capsys)
     whole = t2i.load(trained / "superres")
     jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
 
@@ -154,16 +161,7 @@ def test_a_super_resolution_on_stored_tokens_is_resumed_looked_at_and_sampled(
 ):
     recipe = _on_tokens(trained, packed)
 
-    def hooks(recipe, build_system):
-        def stop(state, step, log):
-            raise Stopped
-
-        return (Hook(3, stop),)
-
-    with pytest.raises(Stopped):
-        runs.train(recipe, tmp_path / "run", hooks=hooks)
-    again = runs.train(recipe, tmp_path / "run")
-    assert "resuming from step 2 of 4" in capsys.readouterr().err
+    again = _stopped_and_resumed(recipe, tmp_path / "run", capsys)
     whole = runs.train(recipe, tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
     assert (tmp_path / "run" / "samples" / "0000004.png").exists()
