@@ -5,13 +5,14 @@
 For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one
 that it does not, as `t2i_jax.compiler` has it, with zeros around the image and ("within") of
 an image that has them already; of the gradient of the input by turning the kernel around and by
-one product for all places of the window, between which `t2i_jax.nn.cpu_convolution` chooses; of the
-gradient of the kernel; and what PyTorch takes for the three. The floor is the time of the products
-at the rate of `limits.py`.
+one product for all places of the window; of the gradient of the kernel; of the three by fewer
+products (`t2i_jax.nn.winograd`); and what PyTorch takes for them. `t2i_jax.nn.cpu_convolution`
+chooses between these. The floor is the time of all products at the rate of `limits.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 
@@ -22,12 +23,16 @@ from limits import machine
 
 from t2i_jax.compiler import options_for
 from t2i_jax.heap import keep_freed_memory
-from t2i_jax.nn import convolution, cpu_convolution
+from t2i_jax.nn import cpu_convolution, winograd
+from t2i_jax.nn.pixels import padded
 
 _SIZES = (  # images, side, channels in and out; the window is 3
+    (4, 8, 512, 512),
     (4, 8, 1024, 2048),
     (4, 16, 512, 512),
+    (4, 32, 64, 64),
     (4, 32, 128, 128),
+    (4, 64, 64, 64),
     (4, 64, 128, 128),
     (4, 128, 64, 64),
     (64, 8, 64, 64),
@@ -42,15 +47,20 @@ def main() -> None:
     keep_freed_memory()
 
     def convolved(x, kernel):
-        return convolution.convolve(x, kernel, 1, 1)
+        return cpu_convolution.whole(x, kernel, 1, 1)
 
     def within(x, kernel):
-        return convolution.convolve(x, kernel, 1, 0)
+        return cpu_convolution.whole(x, kernel, 1, 0)
+
+    def fewer(x, kernel, turned=False):
+        return winograd.convolve(padded(x, 1, 1), kernel, turned)
 
     rate, usual = machine()["flops"], options_for("cpu")
     names = "YNNPACK | without | within, YNNPACK | within, without | turned around | one product"
-    print(f"| images, side, channels | {names} | kernel | PyTorch | input | kernel | floor |")
-    print("| --- |" + " ---: |" * 11)
+    fewer_names = "fewer products | of the input | of the kernel"
+    header = f"{names} | kernel | {fewer_names} | PyTorch | input | kernel | floor"
+    print(f"| images, side, channels | {header} |")
+    print("| --- |" + " ---: |" * 14)
     for images, side, channels, features in _SIZES:
         keys = jax.random.split(jax.random.key(0), 3)
         x = jax.random.normal(keys[0], (images, side, side, channels))
@@ -64,7 +74,10 @@ def main() -> None:
             _seconds(within, (whole, kernel), usual),
             _seconds(lambda y, k: cpu_convolution._turned_around(y, k, 1), (y, kernel), usual),
             _seconds(lambda y, k: cpu_convolution._all_taps(y, k, 1), (y, kernel), usual),
-            _seconds(lambda x, y: cpu_convolution._kernel_in_turn(x, y, False), (whole, y), usual),
+            _seconds(lambda x, y: cpu_convolution._by_convolution(x, y, False), (whole, y), usual),
+            _seconds(fewer, (x, kernel), usual),
+            _seconds(functools.partial(fewer, turned=True), (y, kernel), usual),
+            _seconds(winograd.to_kernel, (whole, y), usual),
             *_of_pytorch(x, kernel, y),
             2 * 9 * images * side**2 * channels * features / rate,
         ]

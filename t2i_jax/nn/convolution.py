@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from t2i_jax.nn import cpu_convolution
-from t2i_jax.nn.cpu_convolution import are_few, as_pixels, enlarge_by_taps, padded, strided, whole
+from t2i_jax.nn.cpu_convolution import are_few, enlarge_by_taps, strided, whole
+from t2i_jax.nn.pixels import as_pixels, padded
 from t2i_jax.types import Array
 
 
@@ -36,7 +37,8 @@ def _convolution(stride, padding, x, kernel):
     def of(form):
         return lambda x, kernel: form(x, kernel, stride, padding)
 
-    return jax.lax.platform_dependent(x, kernel, **_elsewhere(of, kernel.shape))
+    on_cpu = of(cpu_convolution.convolve)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, **_elsewhere(of, kernel.shape))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -10,11 +10,20 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.numpy as jnp
 from einops import rearrange
 
+from t2i_jax.nn import winograd
+from t2i_jax.nn.pixels import as_pixels, filled, padded, widened
 from t2i_jax.nn.row_sums import product_of_rows
 from t2i_jax.types import Array
+
+
+def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Array:
+    """The convolution itself: by fewer products where there are enough of them."""
+    x = padded(x_BHWC, padding, padding)
+    if stride == 1 and winograd.pays(x, kernel_KKIO.shape):
+        return winograd.convolve(x, kernel_KKIO)
+    return whole(x_BHWC, kernel_KKIO, stride, padding)
 
 
 def to_input(like, stride: int, padding: int, y_BHWC: Array, kernel_KKIO: Array) -> Array:
@@ -49,7 +58,7 @@ def enlarge_by_taps(x_BHWC: Array, kernel_44CO: Array) -> Array:
 
     def pixels(a, b):
         return sum(
-            _widened(x_BHWC @ kernel_44CO[i, j], {1: (down, -down), 2: (right, -right)})
+            widened(x_BHWC @ kernel_44CO[i, j], {1: (down, -down), 2: (right, -right)})
             for i, down in seen[a]
             for j, right in seen[b]
         )
@@ -60,11 +69,6 @@ def enlarge_by_taps(x_BHWC: Array, kernel_44CO: Array) -> Array:
 def are_few(x_BHWC: Array, features: int) -> bool:
     """Whether there are so few positions that making another kernel of one takes long."""
     return math.prod(x_BHWC.shape[:3]) <= 8 * features
-
-
-def as_pixels(kinds) -> Array:
-    """(B, 2H, 2W, C) of its four kinds of pixels, by parity of the row and of the column."""
-    return rearrange(list(kinds), "(a b) n h w o -> n (h a) (w b) o", a=2)
 
 
 def whole(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Array:
@@ -80,24 +84,15 @@ def strided(x_BHWC: Array, kernel_KKIO: Array, strides, padding) -> Array:
     )
 
 
-def padded(x_BHWC: Array, rows: int, columns: int) -> Array:
-    """With zeros around; without the outermost rows and columns where a number is negative."""
-    return _widened(x_BHWC, {1: (rows, rows), 2: (columns, columns)})
-
-
-def _widened(t, ends):
-    """With zeros before and after each of these axes; without what lies there where a number is
-    negative.
-    """
-    around = [(*ends.get(axis, (0, 0)), 0) for axis in range(t.ndim)]
-    return jax.lax.pad(t, jnp.zeros((), t.dtype), around)
-
-
 def _input_in_turn(y_BHWC, kernel_KKIO, padding):
-    """The gradient of the input without a stride: one product where turning the kernel around takes
-    longer than the convolution with it, since there are few positions for its features, and where
-    the channels do not fill a vector.
+    """The gradient of the input without a stride: by fewer products, or by one where turning the
+    kernel around takes longer than the convolution with it, since there are few positions for its
+    features, and where the channels do not fill a vector.
     """
+    around = kernel_KKIO.shape[0] - 1 - padding
+    whole_BHWC = padded(y_BHWC, around, around)
+    if winograd.pays(whole_BHWC, kernel_KKIO.shape):
+        return winograd.convolve(whole_BHWC, kernel_KKIO, turned=True)
     if kernel_KKIO.shape[2] < 16:
         form = _taps_of_channels
     else:
@@ -116,7 +111,7 @@ def _all_taps(y_BHWC, kernel_KKIO, padding):
     taps = y_BHWC.reshape(-1, features) @ kernel_KKIO.reshape(-1, features).T
     taps = taps.reshape(*y_BHWC.shape[:3], side, side, channels)
     x = sum(
-        _widened(taps[:, :, :, i, j], {1: (i, side - 1 - i), 2: (j, side - 1 - j)})
+        widened(taps[:, :, :, i, j], {1: (i, side - 1 - i), 2: (j, side - 1 - j)})
         for i in range(side)
         for j in range(side)
     )
@@ -132,7 +127,7 @@ def _taps_of_channels(y_BHWC, kernel_KKIO, padding):
 
     def added(taps, axis):
         ends = [(k - padding, side - 1 - k - padding) for k in range(side)]
-        return sum(_widened(t, {axis: each}) for t, each in zip(taps, ends, strict=True))
+        return sum(widened(t, {axis: each}) for t, each in zip(taps, ends, strict=True))
 
     return added(added(taps_KKCBHW, 4), 2).transpose(1, 2, 3, 0)
 
@@ -141,6 +136,14 @@ def _kernel_in_turn(x_BHWC, y_BHWC, channels_last):
     """The gradient of the kernel without a stride and zeros."""
     if x_BHWC.shape[:3] == y_BHWC.shape[:3]:  # a window of one pixel
         return product_of_rows(*(t.reshape(-1, t.shape[3]) for t in (x_BHWC, y_BHWC)))[None, None]
+    side = x_BHWC.shape[1] - y_BHWC.shape[1] + 1
+    if winograd.pays(x_BHWC, (side, side, x_BHWC.shape[3], y_BHWC.shape[3]), of_kernel=True):
+        return winograd.to_kernel(x_BHWC, y_BHWC)
+    return _by_convolution(x_BHWC, y_BHWC, channels_last)
+
+
+def _by_convolution(x_BHWC, y_BHWC, channels_last):
+    """The gradient of the kernel as a convolution, over the channels of x or over those of y."""
     channels, features = x_BHWC.shape[3], y_BHWC.shape[3]
     large = math.prod(y_BHWC.shape[1:3]) >= 4096  # beside which more zeros are few
     fewer = features < min(16, channels) or (large and channels >= 2 * features)
@@ -170,14 +173,10 @@ def _image_blocks(x_BHWC, side, stride):
     def used(extent):  # pixels that the windows reach
         return extent - (extent - side) % stride
 
-    x_BHWC = _filled(x_BHWC[:, : used(x_BHWC.shape[1]), : used(x_BHWC.shape[2])], (1, 2), stride)
+    x_BHWC = filled(x_BHWC[:, : used(x_BHWC.shape[1]), : used(x_BHWC.shape[2])], (1, 2), stride)
     return rearrange(x_BHWC, "b (h i) (w j) c -> b h w (i j c)", i=stride, j=stride)
 
 
 def _kernel_blocks(kernel_KKIO, stride):
-    kernel_KKIO = _filled(kernel_KKIO, (0, 1), stride)
+    kernel_KKIO = filled(kernel_KKIO, (0, 1), stride)
     return rearrange(kernel_KKIO, "(h i) (w j) c o -> h w (i j c) o", i=stride, j=stride)
-
-
-def _filled(t, axes, stride):
-    return jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])

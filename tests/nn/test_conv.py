@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax.nn import convolution, cpu_convolution, row_sums
+from t2i_jax.nn import convolution, cpu_convolution, row_sums, winograd
 from t2i_jax.nn.conv import depthwise
 from t2i_jax.nn.convolution import convolve
 
@@ -122,6 +122,49 @@ def test_the_gradient_of_a_kernel_over_either_channels(key):
     ]
     back = jax.linear_transpose(lambda k: _whole(x, k, 1, 0), jnp.zeros((3, 3, 6, 3)))
     _close(either, [back(y)[0]] * 2)
+
+
+@pytest.mark.parametrize(("rows", "columns", "padding"), [(6, 8, 1), (7, 6, 0), (5, 7, 2)])
+def test_a_convolution_by_fewer_products(key, monkeypatch, rows, columns, padding):
+    keys = jax.random.split(key, 2)
+    x = jax.random.normal(keys[0], (2, rows, columns, 3))
+    kernel = jax.random.normal(keys[1], (3, 3, 3, 4)) / 5
+    whole, asked = functools.partial(_whole, stride=1, padding=padding), []
+
+    def pays(x, kernel_shape, of_kernel=False):
+        asked.append((x.shape[3], kernel_shape, of_kernel))
+        return True
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(f):
+        return f(x, kernel), jax.grad(_penalty(f), (0, 1))(x, kernel)
+
+    monkeypatch.setattr(winograd, "pays", pays)
+    _close(run(lambda x, kernel: convolve(x, kernel, 1, padding)), run(whole))
+    shape = (3, 3, 3, 4)
+    assert {(3, shape, False), (4, shape, False), (3, shape, True)} <= set(asked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "side", "features", "both"),
+    [
+        ((4, 34, 34, 128), 3, 128, (True, True)),
+        ((4, 66, 66, 64), 3, 64, (True, False)),  # beside which the sums of a gradient are many
+        ((4, 18, 18, 64), 3, 64, (False, False)),  # too few products
+        ((4, 10, 10, 1024), 3, 2048, (False, False)),  # too few positions for the kernel's sums
+        ((4, 10, 10, 512), 3, 512, (True, True)),
+        ((4, 36, 36, 128), 5, 128, (False, False)),
+    ],
+)
+def test_when_fewer_products_pay(shape, side, features, both):
+    kernel = side, side, shape[3], features
+
+    def pays(dtype):
+        x = jax.ShapeDtypeStruct(shape, dtype)
+        return winograd.pays(x, kernel), winograd.pays(x, kernel, of_kernel=True)
+
+    assert pays(jnp.float32) == both
+    assert pays(jnp.bfloat16) == (False, False)
 
 
 @pytest.mark.parametrize("features", [3, 6])
