@@ -24,7 +24,7 @@ from limits import machine
 from t2i_jax.compiler import options_for
 from t2i_jax.heap import keep_freed_memory
 from t2i_jax.nn import cpu_convolution, winograd
-from t2i_jax.nn.pixels import padded
+from t2i_jax.nn.tiles import padded
 
 _SIZES = (  # images, side, channels in and out; the window is 3
     (4, 8, 512, 512),

@@ -10,7 +10,7 @@ from einops import rearrange
 
 from t2i_jax.nn import cpu_convolution
 from t2i_jax.nn.cpu_convolution import are_few, enlarge_by_taps, strided, whole
-from t2i_jax.nn.pixels import as_pixels, padded
+from t2i_jax.nn.tiles import as_pixels, padded
 from t2i_jax.types import Array
 
 

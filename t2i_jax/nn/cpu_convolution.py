@@ -13,8 +13,8 @@ import jax
 from einops import rearrange
 
 from t2i_jax.nn import winograd
-from t2i_jax.nn.pixels import as_pixels, filled, padded, widened
 from t2i_jax.nn.row_sums import product_of_rows
+from t2i_jax.nn.tiles import as_pixels, filled, padded, widened
 from t2i_jax.types import Array
 
 

@@ -15,7 +15,7 @@ import operator
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.nn.pixels import as_pixels, filled, widened
+from t2i_jax.nn.tiles import as_pixels, filled, widened
 from t2i_jax.types import Array
 
 # The matrices of the paper's equation 9: of the pixels of a tile, of the places of the window, and

@@ -1,4 +1,4 @@
-"""Zeros around the pixels of images, and images of every second pixel put together."""
+"""Zeros around images and at their ends, and images put together of every second pixel."""
 
 from __future__ import annotations
 
