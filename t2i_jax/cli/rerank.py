@@ -9,20 +9,24 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.systems.clip.ranking import most_similar
 
 SCORES = "scores.tsv"
 
 
-def check(count: int, best_of: int | None, ranker: pathlib.Path | None, captions: int) -> int:
-    """The number of images that are generated for each caption.
+def check(
+    count: int, best_of: int | None, ranker: pathlib.Path | None, captions: int, images: int
+) -> int:
+    """The number of images that are generated for each caption, or for an image.
 
     Args:
       count: images that are kept. best_of: among how many; None: all are kept. ranker: the run that
-        compares them with their captions; None: none.
+        compares them with their captions; None: none. images: how many are varied; where there are
+        no captions they are compared with.
 
     Raises:
-      UserError: a number to choose from without a ranker or the other way round, a ranker without
-        captions, or a choice among fewer images than are kept.
+      UserError: a number to choose from without a ranker or the other way round, a ranker without a
+        caption or one image, or a choice among fewer images than are kept.
     """
     if best_of is None and ranker is None:
         return count
@@ -31,23 +35,36 @@ def check(count: int, best_of: int | None, ranker: pathlib.Path | None, captions
         raise UserError(f"--{given} does nothing without --{missing}; give both.")
     if best_of < count:
         raise UserError(f"best_of={best_of} is below count={count}; make it {count} or more.")
-    if not captions:
+    if not captions and images > 1:
+        raise UserError(
+            f"rerank compares with captions or with one image, and --image is given {images} "
+            "times; leave --rerank and --best-of out."
+        )
+    if not captions and not images:
         raise UserError("rerank compares images with captions, and there are none; name some.")
     return best_of
 
 
-def tried(ranker: Any, captions: Sequence[str], each: int) -> None:
-    """Lets the ranker read the captions and compare `each` images with the first, by the programs
-    of `best`, before many images are made for it.
+def tried(ranker: Any, captions: Sequence[str], shown: Any, each: int) -> None:
+    """Lets the ranker read what `each` images are compared with, by the programs of `best`, before
+    many images are made for it. What there is to say of the captions is said here.
+
+    Args:
+      ranker: a system with `similarity`. shown: the image to compare with where there are no
+        captions.
 
     Raises:
-      UserError: it compares no images with captions, or can't read these.
+      UserError: it compares no images with captions, or can't read these or the image.
     """
     from t2i_jax.systems import notices, prompting
 
     side = 8  # of a blank image; it is resized
+    blank = np.zeros((each, side, side, 3), np.uint8)
+    if not captions:
+        ranker.likeness(blank, shown)
+        return
     with notices.quiet():
-        ranker.similarity(np.zeros((each, side, side, 3), np.uint8), list(captions[:1]))
+        ranker.similarity(blank, list(captions[:1]))
     prompting.texts(
         ranker.task.text_encoder, ranker.text_tokenizer, list(captions), None, guided=False,
         field="captions",
@@ -55,31 +72,31 @@ def tried(ranker: Any, captions: Sequence[str], each: int) -> None:
 
 
 def best(
-    ranker: Any, images: np.ndarray, captions: Sequence[str], count: int
+    ranker: Any, images: np.ndarray, captions: Sequence[str], shown: Any, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` images of each caption that are the most similar to it, best first, and how
-    similar they are (captions, count). What there is to say of the captions `tried` has said.
+    similar they are (captions, count); of the image that is `shown` where there are no captions.
 
     Args:
       ranker: a system with `similarity`. images: those of one caption stand together.
     """
     from t2i_jax.systems import notices
 
-    each, kept, scores = len(images) // len(captions), [], []
-    for i, caption in enumerate(captions):
-        own = images[i * each : (i + 1) * each]
-        with notices.quiet():
-            similar = np.asarray(ranker.similarity(own, [caption]))[:, 0]
-        order = np.argsort(-similar, kind="stable")[:count]
-        kept.append(own[order])
-        scores.append(similar[order])
-    return np.concatenate(kept), np.stack(scores)
+    def similar(own, row):
+        if not captions:
+            return ranker.likeness(own, shown)[:, 0]
+        return ranker.similarity(own, [captions[row]])[:, 0]
+
+    with notices.quiet():
+        return most_similar(images, max(len(captions), 1), count, similar)
 
 
-def write(folder: pathlib.Path, scores: np.ndarray, captions: Sequence[str]) -> None:
-    """Writes how similar each image is to its caption, one image a line, by its file's name."""
-    lines = ["file\tsimilarity\tcaption"]
+def write(folder: pathlib.Path, scores: np.ndarray, compared: Sequence[str], kind: str) -> None:
+    """Writes how similar each image is to what it was compared with, a caption or the path of an
+    image (`kind`), one image a line, by its file's name.
+    """
+    lines = [f"file\tsimilarity\t{kind}"]
     for i, row in enumerate(scores):
-        told = " ".join(captions[i].split())
+        told = " ".join(compared[i].split())
         lines += [f"{i:03d}-{j:02d}.png\t{score:.4f}\t{told}" for j, score in enumerate(row)]
     (folder / SCORES).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -39,7 +39,8 @@ class _Command:
         T5 that made them.
       best_of: Make this number of images per caption, and keep the --count of them that --rerank
         finds the most similar to it; how similar is in scores.tsv beside them.
-      rerank: Folder of the run of a CLIP, which compares the images with their captions.
+      rerank: Folder of the run of a CLIP, which compares the images with their captions, or, where
+        there are none, with --image.
       upscale: Folder of a super-resolution run, which makes the images larger, from the same
         captions where it reads any, and as its recipe says.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
@@ -205,7 +206,9 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
     captions = [*common.captions, *_in_file(common.prompts)]
-    made = rerank.check(common.count, common.best_of, common.rerank, len(captions))
+    varied = tuple(inputs.get("image") or ())
+    shown = varied[0] if varied and not captions else None
+    made = rerank.check(common.count, common.best_of, common.rerank, len(captions), len(varied))
     batching.check_total(max(len(captions), 1) * made, "count", made)
     mesh = None if common.mesh is None else parse_mesh(common.mesh)
     step = checkpoint_step(common.step)
@@ -213,7 +216,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     larger = _helper("upscale", common.upscale, "upscales", "super-resolution network")
     ranker = _helper("rerank", common.rerank, "compares", "CLIP")
     if ranker is not None:
-        rerank.tried(ranker, captions, made)
+        rerank.tried(ranker, captions, shown, made)
     encoder = system.task.text_encoder
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None
@@ -238,12 +241,13 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
         )
         scores = None
         if ranker is not None:
-            images, scores = rerank.best(ranker, images, captions, common.count)
+            images, scores = rerank.best(ranker, images, captions, shown, common.count)
         if larger is not None:
             images = larger(images, common.count)
         _save(folder, images, captions, common.count)
         if scores is not None:
-            rerank.write(folder, scores, captions)
+            compared = captions or [str(shown)]
+            rerank.write(folder, scores, compared, "caption" if captions else "image")
 
 
 def _helper(field, run, can, kind):

@@ -120,6 +120,9 @@ def test_batches_sizes_and_forms_of_input_do_not_matter(system):
     assert system.classify(images[:1], captions[0]) == captions[:1]
     ids = system.text_tokenizer(captions, 6)[0]
     assert np.allclose(system.embed_text(ids), system.embed_text(captions))
+    alike = system.likeness(images, images[:2])
+    assert alike.shape == (len(images), 2)
+    assert np.allclose(np.diagonal(alike), 1) and alike[0, 1] < 1
 
 
 def _compiled(caplog):
@@ -137,9 +140,9 @@ def test_ranking_compiles_each_tower_once(caplog, capsys, by_tokens):
     ranker = task.system(params, {}, {}, {}, train_bpe(captions, 40))
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
     with jax.log_compiles():
-        rerank.tried(ranker, captions, 3)
+        rerank.tried(ranker, captions, None, 3)
         tried = _compiled(caplog)
-        best, scores = rerank.best(ranker, images, captions, 2)
+        best, scores = rerank.best(ranker, images, captions, None, 2)
     towers = ["jit(of_text)", "jit(of_image)"] if by_tokens else ["jit(embed)", "jit(<lambda>)"]
     assert [tried.count(one) for one in towers] == [1, 1], tried
     assert _compiled(caplog) == tried

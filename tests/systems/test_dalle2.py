@@ -155,6 +155,27 @@ def test_images_become_images(dalle2):
     np.testing.assert_array_equal(told, dalle2.generate(CAPTIONS[1], images=one, **QUICK))
 
 
+def test_the_best_of_several_variations(dalle2):
+    one, _, two, _ = dalle2.generate(CAPTIONS, images_per_prompt=2, **QUICK)
+    every = dalle2.variations([one, two], images_per_prompt=3, **FEW).reshape(2, 3, 16, 16, 3)
+    best = dalle2.variations([one, two], best_of=3, images_per_prompt=2, **FEW)
+    for image, own, kept in zip((one, two), every, best.reshape(2, 2, 16, 16, 3), strict=True):
+        alike = dalle2.clip.embed_images(own) @ dalle2.clip.embed_images(image[None])[0]
+        np.testing.assert_array_equal(kept, own[np.argsort(-alike)[:2]])
+    as_pil = dalle2.variations([one, two], best_of=3, images_per_prompt=2, return_pil=True, **FEW)
+    np.testing.assert_array_equal(np.stack([np.asarray(each) for each in as_pil]), best)
+    for given, sentence in (
+        (
+            {"best_of": 2, "images_per_prompt": 3},
+            "best_of=2 is below images_per_prompt=3; make it 3",
+        ),
+        ({"best_of": 0}, "best_of=0 is not a number from 1"),
+        ({"best_of": 2, "other_images": two}, "other_images is given with best_of, which compares"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            dalle2.variations(one, **given)
+
+
 def test_variations_begin_with_the_noise_that_leads_to_their_image(dalle2):
     images = [image + 40 * np.eye(16, dtype=np.uint8)[..., None] for image in IMAGES]
     settings = {"guidance": 1.0, "steps": 25}
@@ -304,6 +325,16 @@ def test_the_command_line(run, tmp_path, monkeypatch):
     rows = (tmp_path / "best" / "scores.tsv").read_text().splitlines()[1:]
     scores = [float(row.split("\t")[1]) for row in rows]
     assert len(rows) == 2 and scores[0] >= scores[1]
+    told = inside(
+        "sample", run, "--image", one, "--count", 2, "--out", tmp_path / "alike", *best, *small
+    )
+    assert not told.stderr.count("Traceback")
+    rows = (tmp_path / "alike" / "scores.tsv").read_text().splitlines()
+    assert rows[0].endswith("image") and len(rows) == 3
+    scores = [float(row.split("\t")[1]) for row in rows[1:]]
+    assert 1 >= scores[0] >= scores[1]
+    with pytest.raises(UserError, match="or with one image, and --image is given 2 times"):
+        _sampled(run, "--image", one, "--image", two, *best)
     with pytest.raises(UserError, match="--best-of does nothing without --rerank"):
         _sampled(run, "a", "--best-of", 3)
     with pytest.raises(UserError, match="best_of=3 is below count=4"):

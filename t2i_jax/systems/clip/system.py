@@ -107,6 +107,11 @@ class ClipSystem(System):
             return image_ID @ self._in_batches(self._text, ids, None).embed_BD.T
         return self._by_tokens(shown, ids)
 
+    def likeness(self, images: Any, others: Any) -> np.ndarray:
+        """(images, others) float32 cosines of the embeddings of images, from -1 to 1."""
+        one, other = self.pixels(images), self.pixels(others, "others")
+        return self.embed_images(one) @ self.embed_images(other).T
+
     def classify(self, images: Any, classes: Sequence[str]) -> list[str]:
         """The name of the class whose caption is the most similar, for each image."""
         named = captions_of(classes, "classes")

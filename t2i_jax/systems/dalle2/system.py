@@ -10,7 +10,9 @@ import numpy as np
 
 from t2i_jax import values
 from t2i_jax.errors import UserError
+from t2i_jax.pixels import as_pil
 from t2i_jax.systems import calls, given, notices, prompting
+from t2i_jax.systems.clip.ranking import most_similar
 from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
 from t2i_jax.systems.decoder.system import UNREAD
@@ -192,17 +194,40 @@ class DALLE2System(TextToImage):
         )
 
     def variations(
-        self, images: Any, options: DALLE2Options | None = None, **arguments: Any
+        self,
+        images: Any,
+        options: DALLE2Options | None = None,
+        *,
+        best_of: int | None = None,
+        **arguments: Any,
     ) -> Any:
         """Images with the same CLIP embeddings as these; arguments as of `generate`.
 
         Without `eta` nothing else of them is kept. With it sampling begins with the noise that
         leads to each image, as in the paper (Ramesh et al. 2022, section 3.1): the smaller `eta`,
         the more of its layout stays.
+
+        Args:
+          best_of: this number of images is made of each, and the `images_per_prompt` of them whose
+            embeddings are the most similar to the image's are kept, best first; None: all are
+            kept.
         """
         if images is None:
             raise UserError("images=None: variations are made of images; give some.")
-        return self.generate(options=options, images=images, **arguments)
+        if best_of is None:
+            return self.generate(options=options, images=images, **arguments)
+        count, as_images = arguments.pop("images_per_prompt", 1), arguments.pop("return_pil", False)
+        _check_best_of(best_of, count, arguments)
+        shown = self.clip.pixels(images)
+        more = {"images_per_prompt": best_of, **arguments}
+        made = self.generate(options=options, images=images, **more)
+        groups = len(made) // best_of
+
+        def similar(own, row):
+            return self.clip.likeness(own, shown[row % len(shown)][None])[:, 0]
+
+        kept, _ = most_similar(made, groups, count, similar)
+        return as_pil(kept) if as_images else kept
 
     def interpolate(
         self,
@@ -342,6 +367,22 @@ class _Later:
 
     rows: int
     made: Callable[[], Any]
+
+
+def _check_best_of(best_of, count, arguments):
+    """Refuses a choice among fewer images than are kept, and what is not compared with."""
+    calls.check_amounts(count, None)
+    calls.check_count("best_of", best_of)
+    if best_of < count:
+        raise UserError(
+            f"best_of={best_of} is below images_per_prompt={count}; make it {count} or more."
+        )
+    for name, unset in (("other_images", None), ("instead_of", None), ("return_stages", False)):
+        if arguments.get(name, unset) is not unset:
+            raise UserError(
+                f"{name} is given with best_of, which compares finished images with those that "
+                "they vary; leave one of them out."
+            )
 
 
 def _shares(shares):
