@@ -6,8 +6,9 @@ Alignment, and the share of right shapes in their colours, of the whole; of capt
 set; of a decoder that is given the embeddings of true held-out images in place of the prior's; of
 other images' embeddings beside the captions; of variations, which are given the embeddings of true
 images and no captions, of held-out images, of those of the training set and of held-out images of
-one object, and of those that begin with the noise that leads to their image; and of the second
-stage alone, behind true small images.
+one object, of the variation of several that CLIP finds the most similar to its image, and of those
+that begin with the noise that leads to their image; and of the second stage alone, behind true
+small images.
 Last, how well a linear classifier reads the form of one object from CLIP's embeddings.
 """
 
@@ -44,10 +45,13 @@ def main() -> None:
     side = size // decoder.task.stages[0].image_size
     small = images.reshape(len(images), size // side, side, size // side, side, 3).mean((2, 4))
 
-    def row(name, captions, read=True, **given):
-        made = decoder.generate(captions if read else None, **{**options, **given})
+    def judged(name, made, captions):
         found = alignment(made, captions, JudgeShapes())
         print(f"| {name} | {found['alignment']:.0%} | {found['parts']['shape']:.0%} |", flush=True)
+
+    def row(name, captions, read=True, **given):
+        made = decoder.generate(captions if read else None, **{**options, **given})
+        judged(name, made, captions)
 
     print("| given | right images | right shapes |\n|---|---|---|")
     row("held-out captions", captions, image_embeds=embeds)
@@ -55,7 +59,10 @@ def main() -> None:
     row("embeddings of the true images", captions, images=list(images))
     row("embeddings of other images", captions, images=list(np.roll(images, 1, axis=0)))
     row("embeddings of the true images, no captions", captions, False, images=list(images))
-    row("the same of the training set", seen, False, images=list(shown))
+    for best_of in (4, 8, 16):
+        made = system.variations(list(images), best_of=best_of, **options)
+        judged(f"the same, the most similar of {best_of} by CLIP", made, captions)
+    row("embeddings of images of the training set, no captions", seen, False, images=list(shown))
     for eta in (0.1, 0.2, 0.3):
         began = dict(images=list(images), eta=eta, guidance=1.0)
         row(
@@ -65,8 +72,8 @@ def main() -> None:
             **began,
         )
     alone = [i for i, told in enumerate(captions) if "small" in told or "large" in told]
-    one = {"images": [images[i] for i in alone]}
-    row("the same of one held-out object", [captions[i] for i in alone], False, **one)
+    one, alone_captions = {"images": [images[i] for i in alone]}, [captions[i] for i in alone]
+    row("embeddings of one held-out object, no captions", alone_captions, False, **one)
     behind = dict(start_images=list(small.round().astype(np.uint8)), start_at=2, guidance=1.0)
     row("true images of the first stage", captions, image_embeds=embeds, **behind)
     read = probe(system)
