@@ -54,13 +54,13 @@ def get_config() -> t2i.Recipe:
                 t2i.DecoderStage(larger, image_size=32, noise=noise, crop_size=16, **solver),
             ),
             text=text,
-            image_cond_drop_prob=0.4,
-            text_cond_drop_prob=0.35,
+            image_cond_drop_prob=0.3,
+            text_cond_drop_prob=0.5,
         ),
         data=t2i.DataConfig(source="shapes", image_size=32),
         parts={"clip": load_recipe(_CLIP)},
         train=t2i.TrainConfig(
-            steps=3000,
+            steps=4000,
             batch_size=64,
             ema_decay=0.99,
             optim=t2i.OptimConfig(
