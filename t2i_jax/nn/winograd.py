@@ -12,11 +12,10 @@ from __future__ import annotations
 import functools
 import operator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.nn.tiles import filled, widened
+from t2i_jax.nn.tiles import as_pixels, filled, widened
 from t2i_jax.types import Array
 
 # The matrices of the paper's equation 9: of the pixels of a tile, of the places of the window, and
@@ -56,7 +55,7 @@ def convolve(x_BHWC: Array, kernel_33IO: Array, turned: bool = False) -> Array:
     rows, columns = (extent - 2 for extent in x_BHWC.shape[1:3])
     shape = x_BHWC.shape[0], -(-rows // 2), -(-columns // 2), -1
     kinds = [kind.reshape(shape) for line in _over_both(_OF_PRODUCTS, products) for kind in line]
-    return _as_pixels(kinds)[:, :rows, :columns]
+    return as_pixels(kinds)[:, :rows, :columns]
 
 
 def to_kernel(x_BHWC: Array, y_BHWC: Array) -> Array:
@@ -78,18 +77,6 @@ def _tiles(x_BHWC):
         for i in range(4)
     ]
     return _over_both(_OF_TILE, pixels)
-
-
-def _as_pixels(kinds):
-    """As `tiles.as_pixels`: a sum of images with zeros between their pixels, which takes XLA half
-    the time of putting them together.
-    """
-    y_BHWO = None
-    for kind, (row, column) in zip(kinds, np.ndindex(2, 2), strict=True):
-        around = (0, 0, 0), (row, 1 - row, 1), (column, 1 - column, 1), (0, 0, 0)
-        spread = jax.lax.pad(kind, jnp.zeros((), kind.dtype), around)
-        y_BHWO = spread if y_BHWO is None else y_BHWO + spread
-    return y_BHWO
 
 
 def _rows(t):
