@@ -9,7 +9,7 @@ images and no captions, of held-out images, of those of the training set and of 
 one object, of the variation of several that CLIP finds the most similar to its image, and of those
 that begin with the noise that leads to their image; and of the second stage alone, behind true
 small images.
-Last, how well a linear classifier reads the form of one object from CLIP's embeddings.
+Last, how well linear classifiers read the forms of one object and of two from CLIP's embeddings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from t2i_jax.data import shapes
 from t2i_jax.eval.alignment import alignment
 from t2i_jax.eval.judge_shapes import JudgeShapes
 
-_PROBED = 3000  # scenes of each split, a third of which hold one object
+_PROBED = 4000  # scenes of each split, a third of which hold one object
 
 
 def main() -> None:
@@ -76,8 +76,9 @@ def main() -> None:
     row("embeddings of one held-out object, no captions", alone_captions, False, **one)
     behind = dict(start_images=list(small.round().astype(np.uint8)), start_at=2, guidance=1.0)
     row("true images of the first stage", captions, image_embeds=embeds, **behind)
-    read = probe(system)
-    print(f"form of one object, read from CLIP's embedding by a linear classifier: {read:.0%}")
+    for objects in (1, 2):
+        read = probe(system, objects)
+        print(f"forms of {objects}, read from CLIP's embedding by linear classifiers: {read:.0%}")
 
 
 def scenes(split: str, count: int, size: int) -> tuple[np.ndarray, list[str]]:
@@ -86,17 +87,32 @@ def scenes(split: str, count: int, size: int) -> tuple[np.ndarray, list[str]]:
     return shapes.draw(found, size), [one.caption for one in found]
 
 
-def probe(system) -> float:
-    """Accuracy on held-out images of a classifier that was fitted to those of the training set."""
-    told = {}
-    for split in shapes.SPLITS:
-        found = [shapes.scene(i, split) for i in range(_PROBED)]
-        found = [one for one in found if len(one.things) == 1]
-        images = shapes.draw(found, system.decoder.task.stages[-1].image_size)
-        embeds = [system.clip.embed_images(images[i : i + 200]) for i in range(0, len(images), 200)]
-        told[split] = np.concatenate(embeds), [one.things[0].shape for one in found]
-    fitted = LogisticRegression(C=100, max_iter=2000).fit(*told["train"])
-    return float(fitted.score(*told["heldout"]))
+def probe(system, objects: int) -> float:
+    """Accuracy on held-out images of classifiers that were fitted to those of the training set: one
+    for each colour, which reads the form of the object that has it, of `objects` of different
+    colours.
+    """
+    told = {split: _embedded(system, split, objects) for split in shapes.SPLITS}
+    right = []
+    for colour in shapes.COLOURS:
+        of_split = {}
+        for split, (embeds, found) in told.items():
+            own = [(i, one.shape) for i, each in enumerate(found) for one in each.things
+                   if one.colour == colour]  # fmt: skip
+            of_split[split] = embeds[[i for i, _ in own]], [shape for _, shape in own]
+        fitted = LogisticRegression(C=100, max_iter=2000).fit(*of_split["train"])
+        embeds, forms = of_split["heldout"]
+        right += list(fitted.predict(embeds) == np.array(forms))
+    return float(np.mean(right))
+
+
+def _embedded(system, split, objects):
+    """CLIP's embeddings of scenes with so many objects of different colours, and the scenes."""
+    found = [shapes.scene(i, split) for i in range(_PROBED)]
+    found = [one for one in found if len({thing.colour for thing in one.things}) == objects]
+    images = shapes.draw(found, system.decoder.task.stages[-1].image_size)
+    embeds = [system.clip.embed_images(images[i : i + 200]) for i in range(0, len(images), 200)]
+    return np.concatenate(embeds), found
 
 
 if __name__ == "__main__":

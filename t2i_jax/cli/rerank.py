@@ -45,7 +45,7 @@ def check(
     return best_of
 
 
-def tried(ranker: Any, captions: Sequence[str], shown: Any, each: int) -> None:
+def tried(ranker: Any, captions: Sequence[str], each: int, shown: Any = None) -> None:
     """Lets the ranker read what `each` images are compared with, by the programs of `best`, before
     many images are made for it. What there is to say of the captions is said here.
 
@@ -72,7 +72,7 @@ def tried(ranker: Any, captions: Sequence[str], shown: Any, each: int) -> None:
 
 
 def best(
-    ranker: Any, images: np.ndarray, captions: Sequence[str], shown: Any, count: int
+    ranker: Any, images: np.ndarray, captions: Sequence[str], count: int, shown: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` images of each caption that are the most similar to it, best first, and how
     similar they are (captions, count); of the image that is `shown` where there are no captions.

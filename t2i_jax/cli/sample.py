@@ -216,7 +216,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     larger = _helper("upscale", common.upscale, "upscales", "super-resolution network")
     ranker = _helper("rerank", common.rerank, "compares", "CLIP")
     if ranker is not None:
-        rerank.tried(ranker, captions, shown, made)
+        rerank.tried(ranker, captions, made, shown)
     encoder = system.task.text_encoder
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None
@@ -241,7 +241,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
         )
         scores = None
         if ranker is not None:
-            images, scores = rerank.best(ranker, images, captions, shown, common.count)
+            images, scores = rerank.best(ranker, images, captions, common.count, shown)
         if larger is not None:
             images = larger(images, common.count)
         _save(folder, images, captions, common.count)

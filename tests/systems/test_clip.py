@@ -140,9 +140,9 @@ def test_ranking_compiles_each_tower_once(caplog, capsys, by_tokens):
     ranker = task.system(params, {}, {}, {}, train_bpe(captions, 40))
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
     with jax.log_compiles():
-        rerank.tried(ranker, captions, None, 3)
+        rerank.tried(ranker, captions, 3)
         tried = _compiled(caplog)
-        best, scores = rerank.best(ranker, images, captions, None, 2)
+        best, scores = rerank.best(ranker, images, captions, 2)
     towers = ["jit(of_text)", "jit(of_image)"] if by_tokens else ["jit(embed)", "jit(<lambda>)"]
     assert [tried.count(one) for one in towers] == [1, 1], tried
     assert _compiled(caplog) == tried
