@@ -66,7 +66,7 @@ def main() -> None:
     for eta in (0.1, 0.2, 0.3):
         began = dict(images=list(images), eta=eta, guidance=1.0)
         row(
-            f"embeddings and noise of the true images, eta={eta}, no captions",
+            f"embeddings and noise of the true images, eta={eta}, guidance=1, no captions",
             captions,
             False,
             **began,

@@ -15,14 +15,14 @@ SCORES = "scores.tsv"
 
 
 def check(
-    count: int, best_of: int | None, ranker: pathlib.Path | None, captions: int, images: int
+    count: int, best_of: int | None, ranker: pathlib.Path | None, captions: int, images: int | None
 ) -> int:
     """The number of images that are generated for each caption, or for an image.
 
     Args:
       count: images that are kept. best_of: among how many; None: all are kept. ranker: the run that
-        compares them with their captions; None: none. images: how many are varied; where there are
-        no captions they are compared with.
+        compares them with their captions, or with the image that they vary; None: none. images: how
+        many are varied; None: the run varies none.
 
     Raises:
       UserError: a number to choose from without a ranker or the other way round, a ranker without a
@@ -35,13 +35,14 @@ def check(
         raise UserError(f"--{given} does nothing without --{missing}; give both.")
     if best_of < count:
         raise UserError(f"best_of={best_of} is below count={count}; make it {count} or more.")
-    if not captions and images > 1:
+    if not captions and images and images > 1:
         raise UserError(
             f"rerank compares with captions or with one image, and --image is given {images} "
             "times; leave --rerank and --best-of out."
         )
     if not captions and not images:
-        raise UserError("rerank compares images with captions, and there are none; name some.")
+        remedy = "name some" if images is None else "name some, or give --image"
+        raise UserError(f"rerank compares images with captions, and there are none; {remedy}.")
     return best_of
 
 
@@ -50,20 +51,20 @@ def tried(ranker: Any, captions: Sequence[str], each: int, shown: Any = None) ->
     many images are made for it. What there is to say of the captions is said here.
 
     Args:
-      ranker: a system with `similarity`. shown: the image to compare with where there are no
-        captions.
+      ranker: a system with `similarity`. shown: the image to compare with, as an array, where there
+        are no captions.
 
     Raises:
-      UserError: it compares no images with captions, or can't read these or the image.
+      UserError: captions that it can't read.
     """
     from t2i_jax.systems import notices, prompting
 
     side = 8  # of a blank image; it is resized
     blank = np.zeros((each, side, side, 3), np.uint8)
-    if not captions:
-        ranker.likeness(blank, shown)
-        return
     with notices.quiet():
+        if not captions:
+            ranker.likeness(blank, shown)
+            return
         ranker.similarity(blank, list(captions[:1]))
     prompting.texts(
         ranker.task.text_encoder, ranker.text_tokenizer, list(captions), None, guided=False,
@@ -82,13 +83,15 @@ def best(
     """
     from t2i_jax.systems import notices
 
-    def similar(own, row):
-        if not captions:
-            return ranker.likeness(own, shown)[:, 0]
-        return ranker.similarity(own, [captions[row]])[:, 0]
-
     with notices.quiet():
-        return most_similar(images, max(len(captions), 1), count, similar)
+        if not captions:
+            return most_similar(images, ranker.likeness(images, shown).T, count)
+        each = len(images) // len(captions)
+        scores = [
+            ranker.similarity(images[i * each : (i + 1) * each], [caption])[:, 0]
+            for i, caption in enumerate(captions)
+        ]
+        return most_similar(images, np.stack(scores), count)
 
 
 def write(folder: pathlib.Path, scores: np.ndarray, compared: Sequence[str], kind: str) -> None:

@@ -32,13 +32,13 @@ class _Command:
       prompts: A file of more captions: .txt with one in each line, or a table (.csv, .tsv, .jsonl,
         .json) with a column caption, text or prompt.
       out: Folder for the PNG files. Nothing there is overwritten.
-      count: Images per caption.
+      count: Images per caption, or of an image.
       seed: The same seed gives the same images; all 63 bits count.
       batch_size: Images that are made at a time; fewer need less memory, and are the same images.
       t5: For a run with stored text embeddings, also that of --upscale: folder or hub name of the
         T5 that made them.
-      best_of: Make this number of images per caption, and keep the --count of them that --rerank
-        finds the most similar to it; how similar is in scores.tsv beside them.
+      best_of: Make this number of images per caption or image, and keep the --count of them that
+        --rerank finds the most similar to it; how similar is in scores.tsv beside them.
       rerank: Folder of the run of a CLIP, which compares the images with their captions, or, where
         there are none, with --image.
       upscale: Folder of a super-resolution run, which makes the images larger, from the same
@@ -206,19 +206,20 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
     captions = [*common.captions, *_in_file(common.prompts)]
-    varied = tuple(inputs.get("image") or ())
-    shown = varied[0] if varied and not captions else None
-    made = rerank.check(common.count, common.best_of, common.rerank, len(captions), len(varied))
-    batching.check_total(max(len(captions), 1) * made, "count", made)
+    varied = len(inputs["image"] or ()) if "image" in inputs else None
+    made = rerank.check(common.count, common.best_of, common.rerank, len(captions), varied)
+    of_made = "count" if common.best_of is None else "best_of"
+    batching.check_total(max(len(captions), 1) * made, of_made, made)
     mesh = None if common.mesh is None else parse_mesh(common.mesh)
     step = checkpoint_step(common.step)
     system = runs.load(run, mesh=mesh, step=step, offload=common.offload)
+    given = _given(system.task, inputs)
+    shown = None if captions else given.get("images")
     larger = _helper("upscale", common.upscale, "upscales", "super-resolution network")
     ranker = _helper("rerank", common.rerank, "compares", "CLIP")
     if ranker is not None:
         rerank.tried(ranker, captions, made, shown)
     encoder = system.task.text_encoder
-    given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None
     t5_for_larger = common.t5 is not None and larger is not None and upscale.stores_text(larger)
     if common.t5 is not None and not (t5_for_larger and not upscale.stores_text(system)):
@@ -246,7 +247,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
             images = larger(images, common.count)
         _save(folder, images, captions, common.count)
         if scores is not None:
-            compared = captions or [str(shown)]
+            compared = captions or [str(inputs["image"][0])]
             rerank.write(folder, scores, compared, "caption" if captions else "image")
 
 

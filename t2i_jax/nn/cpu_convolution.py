@@ -1,4 +1,4 @@
-"""The gradients of a convolution in the forms that are fast on a CPU.
+"""A convolution and its gradients in the forms that are fast on a CPU.
 
 XLA makes convolutions there as fast as products of matrices, but neither with a dilated image nor
 with a stride in their gradients. So all of them are made of convolutions without either, whose

@@ -3,8 +3,9 @@ for convolutional neural networks", section 4.1: Winograd's minimal filtering F(
 
 The image is cut into tiles of 4x4 pixels that overlap by two. Sums and differences of the pixels of
 a tile are multiplied with sums of the places of the window: 16 products for the 2x2 pixels of the
-result that a tile gives, where there are 36 otherwise. The error in float32 is up to 1e-6 of the
-largest number of the result, where that of 36 products is up to 7e-7.
+result that a tile gives, where there are 36 otherwise. The error in float32 is up to twice that of
+36 products, 1e-6 of the largest number of the result. A pixel that is infinite makes up to 4 x 4
+pixels of the result infinite or NaN, where there are 3 x 3 otherwise.
 """
 
 from __future__ import annotations

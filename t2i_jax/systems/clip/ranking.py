@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 
 def most_similar(
-    images: np.ndarray, groups: int, count: int, similar: Callable[[np.ndarray, int], np.ndarray]
+    images: np.ndarray, scores_GN: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` images of each group that are the most similar to what it should show, best
     first, (groups * count, ...), and how similar they are, (groups, count).
 
     Args:
-      images: those of one group stand together, as many as of each other group.
-      similar: how similar each of the images of a group is, given its number.
+      images: (groups * N, ...), those of one group stand together. scores_GN: how similar they are.
     """
-    kept, scores, each = [], [], len(images) // groups
-    for i in range(groups):
-        own = images[i * each : (i + 1) * each]
-        found = np.asarray(similar(own, i))
-        order = np.argsort(-found, kind="stable")[:count]
-        kept.append(own[order])
-        scores.append(found[order])
-    return np.concatenate(kept), np.stack(scores)
+    order_GK = np.argsort(-scores_GN, axis=1, kind="stable")[:, :count]
+    of_each = images.reshape(*scores_GN.shape, *images.shape[1:])
+    kept = of_each[np.arange(len(order_GK))[:, None], order_GK]
+    return kept.reshape(-1, *images.shape[1:]), np.take_along_axis(scores_GN, order_GK, axis=1)

@@ -108,7 +108,11 @@ class ClipSystem(System):
         return self._by_tokens(shown, ids)
 
     def likeness(self, images: Any, others: Any) -> np.ndarray:
-        """(images, others) float32 cosines of the embeddings of images, from -1 to 1."""
+        """(images, others) float32 cosines of the embeddings of images, from -1 to 1.
+
+        Args:
+          images, others: one or several, in any form and size, see `given.images`.
+        """
         one, other = self.pixels(images), self.pixels(others, "others")
         return self.embed_images(one) @ self.embed_images(other).T
 

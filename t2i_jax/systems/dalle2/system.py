@@ -11,7 +11,7 @@ import numpy as np
 from t2i_jax import values
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import calls, given, notices, prompting
+from t2i_jax.systems import batching, calls, given, notices, prompting
 from t2i_jax.systems.clip.ranking import most_similar
 from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
@@ -210,7 +210,11 @@ class DALLE2System(TextToImage):
         Args:
           best_of: this number of images is made of each, and the `images_per_prompt` of them whose
             embeddings are the most similar to the image's are kept, best first; None: all are
-            kept.
+            kept. A list of seeds is for all that are made.
+
+        Raises:
+          UserError: `best_of` below `images_per_prompt`, or with `other_images`, `instead_of` or
+            `return_stages`; and as of `generate`.
         """
         if images is None:
             raise UserError("images=None: variations are made of images; give some.")
@@ -218,15 +222,16 @@ class DALLE2System(TextToImage):
             return self.generate(options=options, images=images, **arguments)
         count, as_images = arguments.pop("images_per_prompt", 1), arguments.pop("return_pil", False)
         _check_best_of(best_of, count, arguments)
-        shown = self.clip.pixels(images)
+        images = given.read_once("images", images, self.task.channels)
+        with notices.quiet():  # it is told when they are embedded
+            shown = self.clip.pixels(images)
+        batching.check_total(len(shown) * best_of, "best_of", best_of)
         more = {"images_per_prompt": best_of, **arguments}
         made = self.generate(options=options, images=images, **more)
-        groups = len(made) // best_of
-
-        def similar(own, row):
-            return self.clip.likeness(own, shown[row % len(shown)][None])[:, 0]
-
-        kept, _ = most_similar(made, groups, count, similar)
+        alike = self.clip.likeness(made, shown)
+        rows = np.arange(len(made))
+        scores = alike[rows, rows // best_of % len(shown)].reshape(-1, best_of)
+        kept, _ = most_similar(made, scores, count)
         return as_pil(kept) if as_images else kept
 
     def interpolate(
@@ -377,12 +382,13 @@ def _check_best_of(best_of, count, arguments):
         raise UserError(
             f"best_of={best_of} is below images_per_prompt={count}; make it {count} or more."
         )
-    for name, unset in (("other_images", None), ("instead_of", None), ("return_stages", False)):
-        if arguments.get(name, unset) is not unset:
-            raise UserError(
-                f"{name} is given with best_of, which compares finished images with those that "
-                "they vary; leave one of them out."
-            )
+    unfit = [name for name in ("other_images", "instead_of") if arguments.get(name) is not None]
+    unfit += ["return_stages"] if arguments.get("return_stages") else []
+    if unfit:
+        raise UserError(
+            f"{unfit[0]} is given with best_of, which compares finished images with those that "
+            "they vary; leave one of them out."
+        )
 
 
 def _shares(shares):
