@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.clip.ranking import most_similar
+from t2i_jax.eval.ranking import most_similar
 
 SCORES = "scores.tsv"
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from t2i_jax import values
 from t2i_jax.errors import UserError
+from t2i_jax.eval.ranking import most_similar
 from t2i_jax.pixels import as_pil
 from t2i_jax.systems import batching, calls, given, notices, prompting
-from t2i_jax.systems.clip.ranking import most_similar
 from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
 from t2i_jax.systems.decoder.system import UNREAD
