@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import operator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,6 +49,8 @@ def convolve(x_BHWC: Array, kernel_33IO: Array, turned: bool = False) -> Array:
     kernel turned around and its channels for its features, as the gradient of the input of a
     convolution is made.
     """
+    # a loop would keep the sums of all its kernels, which take nearly twice their memory
+    x_BHWC, kernel_33IO = jax.lax.optimization_barrier((x_BHWC, kernel_33IO))
     kernels = _over_both(_OF_WINDOW, kernel_33IO)
     if turned:
         kernels = [[kernels[i][j] for j in _TURNED] for i in _TURNED]
