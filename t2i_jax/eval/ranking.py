@@ -1,4 +1,4 @@
-"""The best of several images, by how similar they are to what they should show."""
+"""The best of several images or embeddings, by how similar they are to what they should show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def most_similar(
     first, (groups * count, ...), and how similar they are, (groups, count).
 
     Args:
-      images: (groups * N, ...), those of one group stand together. scores_GN: how similar they are.
+      images: or their embeddings, (groups * N, ...); those of one group stand together.
+      scores_GN: how similar they are.
     """
     order_GK = np.argsort(-scores_GN, axis=1, kind="stable")[:, :count]
     of_each = images.reshape(*scores_GN.shape, *images.shape[1:])

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.nn.tiles import as_pixels, filled, widened
+from t2i_jax.nn.tiles import as_pixels, filled
 from t2i_jax.types import Array
 
 # The matrices of the paper's equation 9: of the pixels of a tile, of the places of the window, and
@@ -73,9 +73,8 @@ def to_kernel(x_BHWC: Array, y_BHWC: Array) -> Array:
 
 def _tiles(x_BHWC):
     """The sums of the pixels of all tiles, a grid of (tiles, C)."""
-    reached = [extent - 2 for extent in x_BHWC.shape[1:3]]
-    rows, columns = (extent + extent % 2 for extent in reached)
-    x_BHWC = widened(x_BHWC, {1: (0, rows - reached[0]), 2: (0, columns - reached[1])})
+    x_BHWC = filled(x_BHWC, (1, 2), 2)
+    rows, columns = (extent - 2 for extent in x_BHWC.shape[1:3])
     pixels = [
         [_rows(x_BHWC[:, i : i + rows : 2, j : j + columns : 2]) for j in range(4)]
         for i in range(4)

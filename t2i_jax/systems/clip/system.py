@@ -113,8 +113,9 @@ class ClipSystem(System):
         Args:
           images, others: one or several, in any form and size, see `given.images`.
         """
-        one, other = self.pixels(images), self.pixels(others, "others")
-        return self.embed_images(one) @ self.embed_images(other).T
+        shown = self.pixels(images), self.pixels(others, "others")
+        one_ID, other_JD = (self._in_batches(self._image, {"image": each}, None) for each in shown)
+        return one_ID @ other_JD.T
 
     def classify(self, images: Any, classes: Sequence[str]) -> list[str]:
         """The name of the class whose caption is the most similar, for each image."""

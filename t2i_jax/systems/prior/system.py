@@ -13,6 +13,7 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.eval.grid import grid
+from t2i_jax.eval.ranking import most_similar
 from t2i_jax.foreign import arrays as foreign
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.systems import batching, calls, notices, placing, prompting
@@ -115,8 +116,7 @@ class PriorSystem(System):
                 )  # fmt: skip
             made.append([np.asarray(array)[: rows.count] for array in found])
         embeds, cosines = (np.concatenate(parts) for parts in zip(*made, strict=True))
-        best = cosines.reshape(-1, chosen.num_samples).argmax(1)
-        return embeds.reshape(len(best), chosen.num_samples, -1)[np.arange(len(best)), best]
+        return most_similar(embeds, cosines.reshape(-1, chosen.num_samples), 1)[0]
 
     def check(self, options: PriorOptions, images: int) -> None:
         """Refuses options that do not fit the prior, and more samples than are kept in memory.
